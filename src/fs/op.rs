@@ -37,13 +37,6 @@ pub enum Op {
         /// The new length in bytes.
         len: u64,
     },
-    /// Blocks reserved for a file, from its start.
-    Allocate {
-        /// The file.
-        path: Utf8PathBuf,
-        /// How many bytes.
-        len: u64,
-    },
     /// A file made durable: its data, size, mode and times, not its name.
     Fsync {
         /// The file.

@@ -1,0 +1,156 @@
+//! `current` and its log.
+
+use camino::Utf8PathBuf;
+
+use crate::core::Core;
+use crate::error::{Error, Result};
+use crate::format::{Action, Activation, ActivationLog};
+use crate::fs::read;
+use crate::id::{RevisionId, TemplateId};
+use crate::layout::{ALIAS, ARTIFACTS, current_target, revision_of_target};
+use crate::options::Expect;
+use crate::template::TemplateLock;
+
+/// What `current` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Current {
+    Unset,
+    Revision(RevisionId),
+    /// A text that names no revision.
+    Strange(String),
+}
+
+impl Current {
+    pub fn revision(&self) -> Option<&RevisionId> {
+        match self {
+            Current::Revision(revision) => Some(revision),
+            _ => None,
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Current::Unset => "not set".into(),
+            Current::Revision(revision) => revision.to_string(),
+            Current::Strange(text) => format!("{text:?}"),
+        }
+    }
+}
+
+pub(crate) fn current(core: &Core, id: &TemplateId) -> Result<Current> {
+    Ok(match read::link_if_there(&core.layout.current(id))? {
+        None => Current::Unset,
+        Some(target) => match revision_of_target(&target) {
+            Some(revision) => Current::Revision(revision),
+            None => Current::Strange(target),
+        },
+    })
+}
+
+pub(crate) fn log(core: &Core, id: &TemplateId, current: &Current) -> Result<ActivationLog> {
+    let bytes = read::bytes_if_there(&core.layout.activations(id))?.unwrap_or_default();
+    Ok(ActivationLog::parse(&bytes, current.revision()))
+}
+
+/// Refuses when `current` is not what the caller expects.
+pub(crate) fn check(core: &Core, lock: &TemplateLock, expect: &Expect) -> Result<()> {
+    let found = current(core, &lock.id)?;
+    let (met, expected) = match expect {
+        Expect::Any => return Ok(()),
+        Expect::Absent => (found == Current::Unset, "not set".to_owned()),
+        Expect::Current(revision) => (found.revision() == Some(revision), revision.to_string()),
+    };
+    if met {
+        return Ok(());
+    }
+    Err(Error::CurrentMoved { template: lock.id.clone(), expected, found: found.describe() })
+}
+
+/// Makes a revision current, durably; the revision is durable, and its lease is held.
+///
+/// The log is written first: the line that names what `current` names is the last one that counts, so a
+/// crash between the two leaves the old `current` and its history. `current` is never absent once set.
+pub(crate) fn activate(core: &Core, lock: &TemplateLock, revision: &RevisionId, action: Action) -> Result<()> {
+    let id = &lock.id;
+    let before = current(core, id)?;
+    if before.revision() == Some(revision) {
+        return settle(core, id);
+    }
+    ensure_alias(core, id)?;
+    append(core, id, &before, &Activation::new(revision.clone(), core.now(), action))?;
+    mark(core, id)?;
+    core.disk.swap_link(&core.layout.template(id), "current", &current_target(revision))?;
+    unmark(core, id)
+}
+
+/// Whether the `current` that everybody sees is known to last.
+pub(crate) fn is_settled(core: &Core, id: &TemplateId) -> Result<bool> {
+    Ok(!read::exists(&core.layout.activating(id))?)
+}
+
+/// Makes the `current` that everybody sees last: whoever swapped it may have died before it was synced.
+fn settle(core: &Core, id: &TemplateId) -> Result<()> {
+    if is_settled(core, id)? {
+        return Ok(());
+    }
+    core.disk.fsync_dir(&core.layout.template(id))?;
+    unmark(core, id)
+}
+
+/// The mark is there from before the swap until the swap is durable. It need not be durable itself: it only
+/// tells processes that outlive the one that swaps.
+fn mark(core: &Core, id: &TemplateId) -> Result<()> {
+    let path = core.layout.activating(id);
+    if !read::exists(&path)? {
+        core.disk.create(&path, 0o666)?;
+    }
+    Ok(())
+}
+
+fn unmark(core: &Core, id: &TemplateId) -> Result<()> {
+    Ok(core.disk.unlink_if_there(&core.layout.activating(id))?)
+}
+
+/// `current` goes through the alias, so the alias is durable first. A directory that mvm made has none.
+fn ensure_alias(core: &Core, id: &TemplateId) -> Result<()> {
+    let alias = core.layout.alias(id);
+    if !read::exists(&alias)? {
+        core.disk.symlink(ARTIFACTS, &alias)?;
+        core.disk.fsync_dir(&core.layout.template(id))?;
+    }
+    debug_assert!(alias.ends_with(ALIAS));
+    Ok(())
+}
+
+/// Adds a line, after what a crash left behind is cut.
+fn append(core: &Core, id: &TemplateId, before: &Current, line: &Activation) -> Result<()> {
+    let path = core.layout.activations(id);
+    let kept = log(core, id, before)?;
+    match read::metadata_if_there(&path)? {
+        None => core.disk.write_new(&path, b"")?,
+        Some(metadata) if metadata.len() > kept.len => core.disk.truncate(&path, kept.len)?,
+        Some(_) => {}
+    }
+    core.disk.append(&path, &line.to_line())?;
+    Ok(core.disk.fsync(&read::open(&path)?, &path)?)
+}
+
+/// The revision that a rollback goes back to: the last one before the current that is still there.
+pub(crate) fn rollback_target(core: &Core, id: &TemplateId) -> Result<RevisionId> {
+    let now = current(core, id)?;
+    let log = log(core, id, &now)?;
+    let mut stack = log.stack();
+    if stack.last().copied() == now.revision() {
+        stack.pop();
+    }
+    let exists = |revision: &&&RevisionId| read::exists(&core.layout.revision_json(id, revision)).unwrap_or(false);
+    let earlier = stack.iter().rev().filter(|&&revision| Some(revision) != now.revision()).find(exists);
+    earlier.map(|&revision| revision.clone()).ok_or_else(|| Error::NothingToRollBack { template: id.clone() })
+}
+
+/// The error of a `current` that does not resolve.
+pub(crate) fn dangling(core: &Core, id: &TemplateId) -> Result<Error> {
+    let path: Utf8PathBuf = core.layout.current(id);
+    let target = read::link_if_there(&path)?.unwrap_or_default();
+    Ok(Error::DanglingCurrent { path, target })
+}

@@ -1,0 +1,153 @@
+//! `activations.jsonl`: who became current, and when.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::id::RevisionId;
+
+/// Why a revision became current.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Action {
+    /// It was published.
+    Publish,
+    /// A build asked for what it holds.
+    Reuse,
+    /// Somebody chose it.
+    Activate,
+    /// The one after it was undone.
+    Rollback,
+}
+
+/// One line of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Activation {
+    /// Who became current.
+    pub revision: RevisionId,
+    /// When.
+    pub at: Timestamp,
+    /// Why.
+    pub action: Action,
+}
+
+impl Activation {
+    pub(crate) fn new(revision: RevisionId, at: Timestamp, action: Action) -> Activation {
+        Activation { revision, at, action }
+    }
+
+    pub(crate) fn to_line(&self) -> Vec<u8> {
+        let mut line = serde_json::to_vec(self).expect("our own types are JSON");
+        line.push(b'\n');
+        line
+    }
+}
+
+/// The part of a log that counts.
+///
+/// A line is written before `current` is swapped. So the last line that names `current` is the last that
+/// took effect; what follows it belongs to an activation that was cut short, and counts for nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ActivationLog {
+    pub entries: Vec<Activation>,
+    /// The bytes that hold these entries: what follows them is to be cut before a line is added.
+    pub len: u64,
+}
+
+impl ActivationLog {
+    pub fn parse(bytes: &[u8], current: Option<&RevisionId>) -> ActivationLog {
+        let mut log = ActivationLog { entries: Vec::new(), len: 0 };
+        let mut ends = Vec::new();
+        let mut end = 0;
+        for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+            // Lines are written in order: after a torn one, nothing can be trusted.
+            let Ok(entry) = serde_json::from_slice(line) else { break };
+            if !line.ends_with(b"\n") {
+                break;
+            }
+            end += line.len() as u64;
+            log.entries.push(entry);
+            ends.push(end);
+        }
+        let counted = match current {
+            None => 0,
+            // Somebody else moved `current`: no line was cut short, and all stay.
+            Some(current) => {
+                log.entries.iter().rposition(|entry| &entry.revision == current).map_or(ends.len(), |at| at + 1)
+            }
+        };
+        log.entries.truncate(counted);
+        log.len = counted.checked_sub(1).map_or(0, |last| ends[last]);
+        log
+    }
+
+    /// The revisions that a rollback can go back through; the last is the current one.
+    ///
+    /// An activation goes on top; a rollback takes off what is above the revision that it names.
+    pub fn stack(&self) -> Vec<&RevisionId> {
+        let mut stack: Vec<&RevisionId> = Vec::new();
+        for entry in &self.entries {
+            let below = stack.iter().rposition(|&revision| revision == &entry.revision);
+            match (entry.action, below) {
+                (Action::Rollback, Some(at)) => stack.truncate(at + 1),
+                _ if stack.last() == Some(&&entry.revision) => {}
+                _ => stack.push(&entry.revision),
+            }
+        }
+        stack
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(lines: &[(&str, Action)]) -> Vec<u8> {
+        let line = |&(revision, action): &(&str, Action)| {
+            Activation::new(revision.parse().unwrap(), Timestamp::UNIX_EPOCH, action).to_line()
+        };
+        lines.iter().flat_map(line).collect()
+    }
+
+    fn stack(lines: &[(&str, Action)], current: &str) -> Vec<String> {
+        let log = ActivationLog::parse(&bytes(lines), Some(&current.parse().unwrap()));
+        log.stack().into_iter().map(ToString::to_string).collect()
+    }
+
+    use Action::{Activate, Publish, Rollback};
+
+    #[test]
+    fn rollbacks_go_back_one_activation_each() {
+        let lines = [("a", Publish), ("b", Publish), ("c", Publish), ("b", Rollback)];
+        assert_eq!(stack(&lines, "b"), ["a", "b"]);
+    }
+
+    #[test]
+    fn an_activation_after_a_rollback_goes_on_top() {
+        let lines = [("a", Publish), ("b", Publish), ("a", Rollback), ("c", Publish), ("b", Activate)];
+        assert_eq!(stack(&lines, "b"), ["a", "c", "b"]);
+    }
+
+    #[test]
+    fn lines_after_the_one_that_names_current_do_not_count() {
+        let lines = [("a", Publish), ("b", Publish), ("c", Publish)];
+        assert_eq!(stack(&lines, "b"), ["a", "b"]);
+        assert_eq!(ActivationLog::parse(&bytes(&lines), None).len, 0);
+    }
+
+    #[test]
+    fn a_torn_line_is_cut() {
+        let whole = bytes(&[("a", Publish), ("b", Publish)]);
+        for kept in 0..whole.len() {
+            let log = ActivationLog::parse(&whole[..kept], Some(&"a".parse().unwrap()));
+            assert!(log.len <= kept as u64);
+            assert_eq!(log.entries.len() as u64, log.len / (whole.len() as u64 / 2));
+        }
+    }
+
+    #[test]
+    fn a_log_that_does_not_name_current_is_kept() {
+        assert_eq!(stack(&[("a", Publish), ("b", Publish)], "z"), ["a", "b"]);
+    }
+}

@@ -1,0 +1,192 @@
+//! `template.json`, and the TOML file that defines several templates at once.
+
+use serde::{Deserialize, Serialize};
+
+use super::{CURRENT_SCHEMA_VERSION, Extra, FormatError, default_schema_version, pretty, versioned};
+use crate::id::{InvalidName, Profile, Role, TemplateId};
+
+/// Several templates that are built from one flake, as a TOML file defines them.
+///
+/// ```
+/// use template_store::TemplateConfig;
+///
+/// let config = TemplateConfig::from_toml(r#"
+///     template_id = "web"
+///     flake_ref = "."
+///
+///     [[variants]]
+///     role = "worker"
+///     vcpus = 2
+///     mem_mib = 512
+/// "#)?;
+/// let spec = &config.specs("2026-01-01T00:00:00Z")?[0];
+/// assert_eq!((spec.template_id.as_str(), spec.profile.as_str()), ("web-worker", "minimal"));
+/// # Ok::<(), template_store::FormatError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateConfig {
+    /// The base of the name of a variant that has none.
+    #[serde(default)]
+    pub template_id: String,
+    /// The flake that all variants are built from.
+    pub flake_ref: String,
+    /// The default profile.
+    #[serde(default = "default_profile")]
+    pub profile: String,
+    /// The templates.
+    pub variants: Vec<TemplateVariant>,
+}
+
+/// One template of a [`TemplateConfig`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateVariant {
+    /// The template's id; if empty, `<template_id>-<role>`.
+    #[serde(default)]
+    pub name: String,
+    /// The role of the workload.
+    pub role: String,
+    /// The build profile.
+    #[serde(default = "default_profile")]
+    pub profile: String,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Memory in MiB.
+    pub mem_mib: u32,
+    /// Size of the data disk in MiB; 0 for none.
+    #[serde(default)]
+    pub data_disk_mib: u32,
+}
+
+fn default_profile() -> String {
+    "minimal".to_owned()
+}
+
+impl TemplateConfig {
+    /// Reads a TOML file.
+    ///
+    /// A variant that names no profile gets the profile of the file, and that is `minimal` if the file names none.
+    ///
+    /// # Errors
+    /// What is wrong, with the line it stands on.
+    pub fn from_toml(text: &str) -> Result<TemplateConfig, FormatError> {
+        let invalid = |error: toml::de::Error| FormatError::invalid("template configuration", error);
+        let mut config: TemplateConfig = toml::from_str(text).map_err(invalid)?;
+        // serde's default cannot see the file's own profile, so the variants that are silent are found again here.
+        let silent: toml::Table = toml::from_str(text).map_err(invalid)?;
+        let variants = silent.get("variants").and_then(|value| value.as_array());
+        for (variant, table) in config.variants.iter_mut().zip(variants.into_iter().flatten()) {
+            if table.get("profile").is_none() {
+                variant.profile.clone_from(&config.profile);
+            }
+        }
+        Ok(config)
+    }
+
+    /// The templates that this file defines, created at `now` (RFC 3339).
+    ///
+    /// # Errors
+    /// A variant whose id, profile or role is not valid, or two variants with one id.
+    pub fn specs(&self, now: &str) -> Result<Vec<TemplateSpec>, FormatError> {
+        let invalid = |reason: String| FormatError::invalid("template configuration", reason);
+        let mut specs: Vec<TemplateSpec> = Vec::new();
+        if self.variants.is_empty() {
+            return Err(invalid("it has no variants; add a [[variants]] table".into()));
+        }
+        for variant in &self.variants {
+            let spec = self.spec(variant, now).map_err(|error| invalid(error.to_string()))?;
+            if specs.iter().any(|other| other.template_id == spec.template_id) {
+                return Err(invalid(format!("two variants have the id {:?}", spec.template_id)));
+            }
+            specs.push(spec);
+        }
+        Ok(specs)
+    }
+
+    fn spec(&self, variant: &TemplateVariant, now: &str) -> Result<TemplateSpec, InvalidName> {
+        let id: TemplateId = variant.id(&self.template_id).parse()?;
+        let mut spec = TemplateSpec::new(&id, &self.flake_ref, &variant.profile.parse()?, &variant.role.parse()?, now);
+        spec.vcpus = variant.vcpus;
+        spec.mem_mib = variant.mem_mib;
+        spec.data_disk_mib = variant.data_disk_mib;
+        Ok(spec)
+    }
+}
+
+impl TemplateVariant {
+    /// The variant's template id: its name, or `<template_id>-<role>` when it has none.
+    pub fn id(&self, template_id: &str) -> String {
+        if self.name.is_empty() { format!("{template_id}-{}", self.role) } else { self.name.clone() }
+    }
+}
+
+/// The definition of a template: `template.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateSpec {
+    /// The version of this document; 1 when absent.
+    #[serde(default = "default_schema_version")]
+    pub schema_version: u32,
+    /// The template's id.
+    pub template_id: String,
+    /// The flake that it is built from.
+    pub flake_ref: String,
+    /// The build profile.
+    pub profile: String,
+    /// The role of the workload.
+    pub role: String,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Memory in MiB.
+    pub mem_mib: u32,
+    /// Size of the data disk in MiB; 0 for none.
+    pub data_disk_mib: u32,
+    /// When it was made (RFC 3339).
+    pub created_at: String,
+    /// When it was last changed (RFC 3339).
+    pub updated_at: String,
+    /// Fields of a newer program.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl TemplateSpec {
+    /// A template with 2 virtual CPUs, 512 MiB of memory and no data disk, made at `now` (RFC 3339).
+    pub fn new(id: &TemplateId, flake_ref: &str, profile: &Profile, role: &Role, now: &str) -> TemplateSpec {
+        TemplateSpec {
+            schema_version: CURRENT_SCHEMA_VERSION,
+            template_id: id.to_string(),
+            flake_ref: flake_ref.to_owned(),
+            profile: profile.to_string(),
+            role: role.to_string(),
+            vcpus: 2,
+            mem_mib: 512,
+            data_disk_mib: 0,
+            created_at: now.to_owned(),
+            updated_at: now.to_owned(),
+            extra: Extra::new(),
+        }
+    }
+
+    /// Reads `template.json`.
+    ///
+    /// # Errors
+    /// Not valid, or of a newer version.
+    pub fn from_json(bytes: &[u8]) -> Result<TemplateSpec, FormatError> {
+        versioned("template.json", bytes)
+    }
+
+    /// The bytes of `template.json`.
+    pub fn to_json(&self) -> Vec<u8> {
+        pretty(self)
+    }
+
+    /// Whether the two define the same template, whenever they were made.
+    pub fn defines_the_same(&self, other: &TemplateSpec) -> bool {
+        let timeless = |spec: &TemplateSpec| TemplateSpec {
+            created_at: String::new(),
+            updated_at: String::new(),
+            extra: Extra::new(),
+            ..spec.clone()
+        };
+        timeless(self) == timeless(other)
+    }
+}

@@ -1,0 +1,286 @@
+//! Copies that keep holes, share blocks where the file system can, and hash on the way.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use camino::Utf8Path;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use super::{Disk, Result};
+use crate::error::{At, PathError};
+use crate::id::Digest;
+
+/// Bytes that are read, hashed and written at a time.
+const CHUNK: usize = 1024 * 1024;
+
+/// Called with the number of bytes that were done since the last call; from several threads.
+pub(crate) type Advance<'a> = &'a (dyn Fn(u64) + Sync);
+
+/// How a copy came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Copied {
+    pub digest: Digest,
+    pub size: u64,
+    /// Whether it shares its blocks with the source.
+    pub cloned: bool,
+}
+
+/// A part of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Data { start: u64, len: u64 },
+    Hole { len: u64 },
+}
+
+impl Disk {
+    /// Copies an open file to a new one that only this user can read yet; nothing is synced.
+    ///
+    /// A crash leaves a part of the new file. After an error it is removed.
+    pub fn copy(&self, source: (&File, &Utf8Path), to: &Utf8Path, advance: Advance) -> Result<Copied> {
+        let target = self.create(to, 0o600)?;
+        let copy = || match self.clone_file(source, (&target, to)) {
+            // The clone is what was shared at one moment, so the clone is what is hashed.
+            Ok(()) => {
+                let (digest, size) = hash(&target, to, advance)?;
+                Ok(Copied { digest, size, cloned: true })
+            }
+            Err(error) if cannot_clone(&error) => self.copy_data(source, (&target, to), advance),
+            Err(error) => Err(error),
+        };
+        copy().inspect_err(|_| drop(self.unlink(to)))
+    }
+
+    /// Whether files in this directory can share blocks; tried on two empty files that nobody sees.
+    pub fn can_clone(&self, dir: &Utf8Path) -> Result<bool> {
+        let (a, b) = (
+            tempfile::tempfile_in(dir).at("create a file in", dir)?,
+            tempfile::tempfile_in(dir).at("create a file in", dir)?,
+        );
+        Ok(rustix::fs::ioctl_ficlone(&b, &a).is_ok())
+    }
+
+    fn copy_data(&self, source: (&File, &Utf8Path), target: (&File, &Utf8Path), advance: Advance) -> Result<Copied> {
+        let mut hasher = Hasher::new(advance);
+        let size = source.0.metadata().at("read", source.1)?.len();
+        self.set_len(target.0, target.1, size)?;
+        for_each_extent(source, size, |extent| match extent {
+            Extent::Hole { len } => {
+                hasher.zeros(len);
+                Ok(())
+            }
+            Extent::Data { start, len } => hasher.data(source, start, len, |bytes, at| {
+                rustix::fs::seek(target.0, SeekFrom::Start(at)).at("seek in", target.1)?;
+                self.write(target.0, target.1, bytes)
+            }),
+        })?;
+        Ok(Copied { digest: hasher.finish(), size, cloned: false })
+    }
+}
+
+/// The digest and size of an open file; holes are not read.
+pub(crate) fn hash(file: &File, path: &Utf8Path, advance: Advance) -> Result<(Digest, u64)> {
+    let mut hasher = Hasher::new(advance);
+    let size = file.metadata().at("read", path)?.len();
+    for_each_extent((file, path), size, |extent| match extent {
+        Extent::Hole { len } => {
+            hasher.zeros(len);
+            Ok(())
+        }
+        Extent::Data { start, len } => hasher.data((file, path), start, len, |_, _| Ok(())),
+    })?;
+    Ok((hasher.finish(), size))
+}
+
+/// The ranges `(start, length)` in which two files differ, in blocks of 4 KiB, at most `most` of them.
+pub(crate) fn differing_ranges(a: (&File, &Utf8Path), b: (&File, &Utf8Path), most: usize) -> Result<Vec<(u64, u64)>> {
+    const BLOCK: usize = 4096;
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    let (mut left, mut right) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let mut at = 0;
+    loop {
+        let read_left = read_full(a, &mut left, at)?;
+        let read_right = read_full(b, &mut right, at)?;
+        let longest = read_left.max(read_right);
+        if longest == 0 {
+            return Ok(ranges);
+        }
+        for start in (0..longest).step_by(BLOCK) {
+            let end = longest.min(start + BLOCK);
+            if left[start.min(read_left)..end.min(read_left)] == right[start.min(read_right)..end.min(read_right)] {
+                continue;
+            }
+            let (from, len) = (at + start as u64, (end - start) as u64);
+            let full = ranges.len() == most;
+            match ranges.last_mut() {
+                Some(last) if last.0 + last.1 == from => last.1 += len,
+                _ if full => return Ok(ranges),
+                _ => ranges.push((from, len)),
+            }
+        }
+        at += longest as u64;
+    }
+}
+
+/// Errors that say "these two files cannot share blocks", in the words of the file systems that exist.
+fn cannot_clone(error: &PathError) -> bool {
+    let known = [libc::EOPNOTSUPP, libc::EXDEV, libc::EINVAL, libc::ENOTTY, libc::ENOSYS, libc::EPERM, libc::ETXTBSY];
+    error.errno().is_some_and(|errno| known.contains(&errno))
+}
+
+fn for_each_extent(file: (&File, &Utf8Path), size: u64, mut each: impl FnMut(Extent) -> Result<()>) -> Result<()> {
+    let mut at = 0;
+    while at < size {
+        let data = match rustix::fs::seek(file.0, SeekFrom::Data(at)) {
+            Ok(data) => data.min(size),
+            Err(Errno::NXIO) => size,
+            // The file system does not know where its holes are.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
+            Err(error) => return Err(error).at("seek in", file.1),
+        };
+        if data > at {
+            each(Extent::Hole { len: data - at })?;
+        }
+        let hole = match rustix::fs::seek(file.0, SeekFrom::Hole(data)) {
+            Ok(hole) => hole.min(size),
+            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => size,
+            Err(error) => return Err(error).at("seek in", file.1),
+        };
+        if hole > data {
+            each(Extent::Data { start: data, len: hole - data })?;
+        }
+        at = hole.max(data);
+    }
+    Ok(())
+}
+
+fn read_full(file: (&File, &Utf8Path), buffer: &mut [u8], at: u64) -> Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.0.read_at(&mut buffer[filled..], at + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).at("read", file.1),
+        }
+    }
+    Ok(filled)
+}
+
+struct Hasher<'a> {
+    blake3: blake3::Hasher,
+    buffer: Vec<u8>,
+    advance: Advance<'a>,
+}
+
+impl<'a> Hasher<'a> {
+    fn new(advance: Advance<'a>) -> Self {
+        Hasher { blake3: blake3::Hasher::new(), buffer: Vec::new(), advance }
+    }
+
+    fn zeros(&mut self, mut len: u64) {
+        static ZEROS: [u8; CHUNK] = [0; CHUNK];
+        while len > 0 {
+            let part = len.min(CHUNK as u64);
+            self.update(&ZEROS[..part as usize]);
+            len -= part;
+        }
+    }
+
+    /// Reads a range, hashes it and hands each part on. A file that became shorter is an error: its digest would be a lie.
+    fn data(
+        &mut self,
+        file: (&File, &Utf8Path),
+        start: u64,
+        len: u64,
+        mut write: impl FnMut(&[u8], u64) -> Result<()>,
+    ) -> Result<()> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(CHUNK, 0);
+        let mut at = start;
+        while at < start + len {
+            let want = (start + len - at).min(CHUNK as u64) as usize;
+            if read_full(file, &mut buffer[..want], at)? < want {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it became shorter while it was read"))
+                    .at("read", file.1);
+            }
+            self.update(&buffer[..want]);
+            write(&buffer[..want], at)?;
+            at += want as u64;
+        }
+        self.buffer = buffer;
+        Ok(())
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        // Threads pay from 128 KiB on (blake3's documentation of `update_rayon`).
+        if bytes.len() >= 128 * 1024 {
+            self.blake3.update_rayon(bytes);
+        } else {
+            self.blake3.update(bytes);
+        }
+        (self.advance)(bytes.len() as u64);
+    }
+
+    fn finish(self) -> Digest {
+        Digest::from(*self.blake3.finalize().as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::Durability;
+    use std::io::{Seek, Write};
+    use std::os::unix::fs::MetadataExt;
+
+    fn disk() -> Disk {
+        Disk::new(None, Durability::None)
+    }
+
+    fn dir() -> (tempfile::TempDir, camino::Utf8PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = camino::Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn a_copy_has_the_bytes_the_digest_and_the_holes() {
+        let (_dir, path) = dir();
+        let from = path.join("from");
+        let mut file = File::create_new(&from).unwrap();
+        file.set_len(64 << 20).unwrap();
+        for at in [0, 5_000_000, 40 << 20] {
+            file.seek(io::SeekFrom::Start(at)).unwrap();
+            file.write_all(&[7; 10_000]).unwrap();
+        }
+        file.sync_all().unwrap();
+        let bytes = std::fs::read(&from).unwrap();
+
+        let source = File::open(&from).unwrap();
+        let copied = disk().copy((&source, &from), &path.join("to"), &|_| ()).unwrap();
+
+        assert_eq!((copied.digest, copied.size), (Digest::of(&bytes), 64 << 20));
+        assert!(std::fs::read(path.join("to")).unwrap() == bytes);
+        let blocks = |name: &str| std::fs::metadata(path.join(name)).unwrap().blocks() * 512;
+        assert!(blocks("to") <= blocks("from") + (256 << 10), "{} blocks of {}", blocks("to"), blocks("from"));
+        assert_eq!(hash(&source, &from, &|_| ()).unwrap(), (Digest::of(&bytes), 64 << 20));
+    }
+
+    #[test]
+    fn differing_ranges_are_merged_blocks() {
+        let (_dir, path) = dir();
+        let (a, b) = (path.join("a"), path.join("b"));
+        let mut bytes = vec![1; 3 << 20];
+        std::fs::write(&a, &bytes).unwrap();
+        for at in [0, 5000, 2 << 20] {
+            bytes[at] = 2;
+        }
+        bytes.extend([3; 10]);
+        std::fs::write(&b, &bytes).unwrap();
+        let (left, right) = (File::open(&a).unwrap(), File::open(&b).unwrap());
+        let ranges = differing_ranges((&left, &a), (&right, &b), 8).unwrap();
+        assert_eq!(ranges, [(0, 8192), (2 << 20, 4096), (3 << 20, 10)]);
+    }
+}

@@ -1,0 +1,175 @@
+//! Locks: `flock(2)` on files and directories, through fs2.
+//!
+//! | lock on | shared | exclusive |
+//! |---|---|---|
+//! | `.store/` | each operation that changes the store, while it does | repair, upgrade |
+//! | `.store/locks/<key>` | | who builds the key, from the first question to the publication |
+//! | `templates/<id>/` | | who moves `current`, adds or removes a revision |
+//! | a revision, a draft | who uses it: the lease | who is about to remove it |
+//! | `.store/objects/ab/` | who links to objects | who sweeps them |
+//!
+//! They are taken in this order, and given back by the kernel when their holder dies. Between opening and
+//! locking, the name may come to mean another inode; so after each lock the two are compared, and all begins
+//! anew when they differ.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::Result;
+use super::read::{FileId, metadata_if_there};
+use crate::error::At;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Shared,
+    Exclusive,
+}
+
+/// How long to wait for a lock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Patience {
+    /// Take it now or not at all.
+    None,
+    Forever,
+}
+
+/// A lock that is held until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Flock {
+    file: File,
+    path: Utf8PathBuf,
+}
+
+impl Flock {
+    /// Locks a directory or file that exists, as long as the path names it; `None` when somebody else holds it.
+    pub fn take(path: &Utf8Path, mode: Mode, patience: Patience) -> Result<Option<Flock>> {
+        loop {
+            let lock = Flock::open(path, OpenOptions::new().read(true))?;
+            match patience {
+                Patience::None if !lock.try_lock(mode)? => return Ok(None),
+                Patience::None => {}
+                Patience::Forever => lock.wait(mode)?,
+            }
+            if lock.still_named()? {
+                return Ok(Some(lock));
+            }
+        }
+    }
+
+    /// Locks a directory that exists, however long it takes.
+    pub fn wait_for(path: &Utf8Path, mode: Mode) -> Result<Flock> {
+        match Flock::take(path, mode, Patience::Forever)? {
+            Some(lock) => Ok(lock),
+            None => unreachable!("who waits for ever gets the lock"),
+        }
+    }
+
+    /// Opens, without locking, a lock file that is made when it is missing.
+    pub fn open_or_create(path: &Utf8Path) -> Result<Flock> {
+        Flock::open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false))
+    }
+
+    fn open(path: &Utf8Path, options: &mut OpenOptions) -> Result<Flock> {
+        let file = options.custom_flags(libc::O_NOFOLLOW).open(path).at("open", path)?;
+        Ok(Flock { file, path: path.to_owned() })
+    }
+
+    pub fn try_lock(&self, mode: Mode) -> Result<bool> {
+        let lock = match mode {
+            Mode::Shared => fs2::FileExt::try_lock_shared,
+            Mode::Exclusive => fs2::FileExt::try_lock_exclusive,
+        };
+        match retry(|| lock(&self.file)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error).at("lock", &self.path),
+        }
+    }
+
+    fn wait(&self, mode: Mode) -> Result<()> {
+        let lock = match mode {
+            Mode::Shared => fs2::FileExt::lock_shared,
+            Mode::Exclusive => fs2::FileExt::lock_exclusive,
+        };
+        retry(|| lock(&self.file)).at("lock", &self.path)
+    }
+
+    /// Whether the path still names the inode that is locked.
+    pub fn still_named(&self) -> Result<bool> {
+        let ours = FileId::of(&self.file.metadata().at("read", &self.path)?);
+        Ok(metadata_if_there(&self.path)?.is_some_and(|named| FileId::of(&named) == ours))
+    }
+
+    /// The same lock, after its directory was moved.
+    pub fn moved_to(mut self, path: &Utf8Path) -> Flock {
+        self.path = path.to_owned();
+        self
+    }
+
+    /// A second descriptor of the same lock, which programs that are started inherit.
+    pub fn for_child(&self) -> Result<OwnedFd> {
+        rustix::io::dup(&self.file).at("duplicate the lock of", &self.path)
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+}
+
+/// fs2 gives up when a signal arrives.
+fn retry(mut call: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+/// Pauses that grow from a millisecond to 50, until a deadline.
+#[derive(Debug)]
+pub(crate) struct BackOff {
+    pause: Duration,
+    since: Instant,
+    limit: Option<Duration>,
+}
+
+impl BackOff {
+    pub fn new(limit: Option<Duration>) -> BackOff {
+        BackOff { pause: Duration::from_millis(1), since: Instant::now(), limit }
+    }
+
+    /// Sleeps; `false` when the time is over.
+    pub fn pause(&mut self) -> bool {
+        let left = self.limit.map(|limit| limit.saturating_sub(self.since.elapsed()));
+        if left == Some(Duration::ZERO) {
+            return false;
+        }
+        thread::sleep(left.map_or(self.pause, |left| left.min(self.pause)));
+        self.pause = (self.pause * 2).min(Duration::from_millis(50));
+        true
+    }
+
+    pub fn waited(&self) -> Duration {
+        self.since.elapsed()
+    }
+}
+
+/// Lock files of builders are rewritten in place: the file's inode is the lock.
+pub(crate) fn read_lock_file(lock: &Flock) -> Result<Vec<u8>> {
+    use std::os::unix::fs::FileExt;
+    let mut bytes = vec![0; 64 * 1024];
+    let len = lock.file.read_at(&mut bytes, 0).at("read", &lock.path)?;
+    bytes.truncate(len);
+    Ok(bytes)
+}

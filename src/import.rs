@@ -1,0 +1,156 @@
+//! Files that were built elsewhere.
+
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use rayon::prelude::*;
+
+use crate::core::Core;
+use crate::draft::{Draft, DraftDir, Purpose};
+use crate::error::{At, Error, Result};
+use crate::format::Content;
+use crate::fs::lock::{Flock, Mode, Patience};
+use crate::fs::read::{self, FileId};
+use crate::id::ArtifactPath;
+use crate::inputs::BuildInputs;
+use crate::options::{Import, PublishOptions, Resources, SealOptions};
+use crate::progress::{Progress, Stage};
+use crate::seal::{Survey, in_parallel};
+use crate::sealed::Published;
+use crate::store::{draft_without_claim, resolved};
+
+/// How files that were built elsewhere are published.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct ImportOptions {
+    pub(crate) how: Import,
+    pub(crate) inputs: Option<BuildInputs>,
+    pub(crate) resources: Option<Resources>,
+    pub(crate) seal: SealOptions,
+    pub(crate) publish: PublishOptions,
+}
+
+impl ImportOptions {
+    /// Whether the files are copied or moved.
+    #[must_use]
+    pub fn how(mut self, how: Import) -> Self {
+        self.how = how;
+        self
+    }
+
+    /// What they were made from; without it, no look-up will find them.
+    #[must_use]
+    pub fn inputs(mut self, inputs: impl Into<Option<BuildInputs>>) -> Self {
+        self.inputs = inputs.into();
+        self
+    }
+
+    /// What a VM gets, if the template is new.
+    #[must_use]
+    pub fn resources(mut self, resources: impl Into<Option<Resources>>) -> Self {
+        self.resources = resources.into();
+        self
+    }
+
+    /// The names of the artifacts, and the revision's id.
+    #[must_use]
+    pub fn seal(mut self, seal: SealOptions) -> Self {
+        self.seal = seal;
+        self
+    }
+
+    /// Whether it becomes current.
+    #[must_use]
+    pub fn publish(mut self, publish: PublishOptions) -> Self {
+        self.publish = publish;
+        self
+    }
+}
+
+pub(crate) fn publish_dir(
+    core: &Arc<Core>,
+    purpose: Purpose,
+    dir: &Utf8Path,
+    options: &ImportOptions,
+    progress: &mut dyn Progress,
+) -> Result<Published> {
+    let dir = outside(core, dir)?;
+    let draft = match options.how {
+        Import::Copy => copied(core, purpose, &dir, options, progress)?,
+        Import::Move => moved(core, purpose, &dir)?,
+    };
+    draft.seal_with(&options.seal, progress)?.publish_with(&options.publish, progress)
+}
+
+/// The directory, which must not be a part of the store, nor the store a part of it.
+fn outside(core: &Core, dir: &Utf8Path) -> Result<Utf8PathBuf> {
+    let found = read::canonical(dir)?;
+    let refuse = |problem: &str| Err(Error::BadDraft { path: dir.to_owned(), problem: problem.to_owned() });
+    if !read::metadata(&found)?.is_dir() {
+        return refuse("is not a directory; name the directory that holds the artifacts");
+    }
+    let store = resolved(core.layout.root());
+    if found.starts_with(&store) || store.starts_with(&found) {
+        return refuse("overlaps with the store; name a directory outside it");
+    }
+    Ok(found)
+}
+
+/// Copies all files to a draft, several at a time.
+fn copied(
+    core: &Arc<Core>,
+    purpose: Purpose,
+    dir: &Utf8Path,
+    options: &ImportOptions,
+    progress: &mut dyn Progress,
+) -> Result<Draft> {
+    let survey = Survey::read_only(dir, &options.seal)?;
+    let mut draft = draft_without_claim(core, DraftDir::new(core)?, purpose);
+    check_space(core, dir, &draft, &survey)?;
+    for inner in survey.dirs.iter().rev().skip(1) {
+        let relative = inner.strip_prefix(dir).expect("a walk stays below its root");
+        core.disk.mkdir(&draft.path().join(relative), 0o700)?;
+    }
+    let target = draft.path().to_owned();
+    let contents = in_parallel(Stage::Copying, survey.bytes(), progress, |advance| {
+        let copy = |(path, entry): &(ArtifactPath, read::Entry)| -> Result<Content> {
+            let source = read::open(&entry.path)?;
+            let to = target.join(path.as_path());
+            let (digest, size) = core.disk.copy_sealed((&source, &entry.path), &to, advance)?;
+            Ok(Content { path: path.clone(), size, blake3: digest })
+        };
+        survey.files.par_iter().map(copy).collect::<Result<Vec<Content>>>()
+    })?;
+    draft.imported = contents.into_iter().map(|content| (content.path.clone(), content)).collect();
+    Ok(draft)
+}
+
+/// Refuses before the first byte what can't fit. Clones need no space, so nothing is foreseen where they may work.
+fn check_space(core: &Core, dir: &Utf8Path, draft: &Draft, survey: &Survey) -> Result<()> {
+    let one_file_system =
+        FileId::of(&read::metadata(dir)?).same_file_system(FileId::of(&read::metadata(draft.path())?));
+    let needed: u64 = survey.files.iter().map(|(_, entry)| entry.metadata.blocks() * 512).sum();
+    let available = read::available_space(draft.path())?;
+    if needed <= available || one_file_system && core.disk.can_clone(draft.path())? {
+        return Ok(());
+    }
+    Err(Error::NoSpace { path: core.layout.root().to_owned(), needed, available })
+}
+
+/// Takes the directory itself as the draft. It stays where it is until the one rename that publishes it, so
+/// that neither an error nor a crash loses anything of it.
+fn moved(core: &Arc<Core>, purpose: Purpose, dir: &Utf8Path) -> Result<Draft> {
+    let (ours, theirs) = (read::metadata(&core.layout.templates())?, read::metadata(dir)?);
+    if !FileId::of(&ours).same_file_system(FileId::of(&theirs)) {
+        return Err(std::io::Error::from(std::io::ErrorKind::CrossesDevices)).at("move", dir).map_err(Error::from);
+    }
+    core.disk.open_up(dir, &theirs)?;
+    match Flock::take(dir, Mode::Shared, Patience::None)? {
+        Some(lock) => Ok(draft_without_claim(core, DraftDir::adopt(core, lock), purpose)),
+        None => Err(Error::BadDraft {
+            path: dir.to_owned(),
+            problem: "is locked by another process; try again later".into(),
+        }),
+    }
+}

@@ -1,0 +1,108 @@
+//! `objects/`: one inode for all files with the same bytes.
+//!
+//! An object is a hard link to the file of a revision; the kernel's link count says how many revisions use
+//! it. Linking holds the shard's lock shared, and the sweep of an object that nobody uses holds it
+//! exclusively, so that no link is made to an object while it goes.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+use camino::Utf8Path;
+
+use crate::core::Core;
+use crate::error::{PathError, Result};
+use crate::format::Content;
+use crate::fs::atomic::needs_copy;
+use crate::fs::lock::{Flock, Mode, Patience};
+use crate::fs::read::{self, FileId};
+use crate::fs::seal::{holds, looks_sealed};
+use crate::id::Digest;
+
+/// What became of a file that was to be an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Interned {
+    /// Its inode is the object now.
+    New,
+    /// It is a link to the object that was there.
+    Shared,
+    /// Its inode took the place of an object that had rotted; whoever links to that one has bad bytes.
+    Replaced { rotten: FileId },
+    /// It keeps its own inode.
+    Private { reason: String },
+}
+
+/// Makes a sealed, durable file of a draft share its inode with all files of the same bytes.
+///
+/// The object that is there is read and compared: linking to bytes that rotted would throw good ones away.
+/// A crash leaves the file as it was, or linked; both have its bytes.
+pub(crate) fn intern(core: &Core, file: &Utf8Path, content: &Content, staging: &Utf8Path) -> Result<Interned> {
+    let shard = core.layout.object_shard(&content.blake3);
+    core.disk.ensure_dir(&shard)?;
+    let _shard = Flock::wait_for(&shard, Mode::Shared)?;
+    let object = core.layout.object(&content.blake3);
+    loop {
+        match core.disk.link(file, &object) {
+            Ok(()) => return Ok(Interned::New),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) if needs_copy(error.kind()) => return Ok(private(&error)),
+            Err(error) => return Err(error.into()),
+        }
+        match join(core, file, &object, content, staging) {
+            Err(crate::Error::Io(error)) if error.is_not_found() => {} // its name went meanwhile
+            joined => return joined,
+        }
+    }
+}
+
+/// Links the file to an object that exists, if that one is intact.
+fn join(core: &Core, file: &Utf8Path, object: &Utf8Path, content: &Content, staging: &Utf8Path) -> Result<Interned> {
+    let (ours, theirs) = (read::metadata(file)?, read::metadata(object)?);
+    let (our_id, their_id) = (FileId::of(&ours), FileId::of(&theirs));
+    // The kernel does nothing when both names of a rename are one inode; so would we.
+    if our_id == their_id {
+        return Ok(Interned::Shared);
+    }
+    if !looks_sealed(&theirs, content.size) || !holds(object, &content.blake3)? {
+        core.disk.replace_by_link(staging, file, object)?;
+        return Ok(Interned::Replaced { rotten: their_id });
+    }
+    match core.disk.replace_by_link(staging, object, file) {
+        Ok(()) => Ok(Interned::Shared),
+        // The inode has as many names as the file system allows: ours is the object from now on.
+        Err(error) if error.kind() == io::ErrorKind::TooManyLinks => {
+            core.disk.replace_by_link(staging, file, object)?;
+            Ok(Interned::New)
+        }
+        Err(error) if needs_copy(error.kind()) => Ok(private(&error)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn private(error: &PathError) -> Interned {
+    let reason = match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "the stored file belongs to another user (fs.protected_hardlinks)".to_owned()
+        }
+        _ => error.source.to_string(),
+    };
+    Interned::Private { reason }
+}
+
+/// Removes the object of a digest if no revision has it any more; gives the bytes that this freed.
+pub(crate) fn release(core: &Core, digest: &Digest) -> Result<u64> {
+    let shard = core.layout.object_shard(digest);
+    let object = core.layout.object(digest);
+    let lock = match Flock::take(&shard, Mode::Exclusive, Patience::Forever) {
+        Ok(lock) => lock,
+        Err(error) if error.is_not_found() => return Ok(0),
+        Err(error) => return Err(error.into()),
+    };
+    debug_assert!(lock.is_some());
+    match read::metadata_if_there(&object)? {
+        Some(metadata) if metadata.nlink() == 1 => {
+            core.disk.unlink(&object)?;
+            Ok(metadata.blocks() * 512)
+        }
+        _ => Ok(0),
+    }
+}

@@ -1,0 +1,205 @@
+//! A published revision, held by whoever looks at it.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use camino::Utf8PathBuf;
+
+use crate::activation::{self, Current};
+use crate::core::Core;
+use crate::error::{Error, PathError, Result};
+use crate::format::{Content, RevisionRecord, TemplateRevision};
+use crate::fs::lock::Flock;
+use crate::fs::read;
+use crate::fs::seal::looks_sealed;
+use crate::id::{ArtifactPath, CacheKey, RevisionId, TemplateId};
+
+/// One immutable build. While the handle lives, no collector removes it: it is the lease.
+///
+/// Cloning is cheap, and all handles of one process share one descriptor. The kernel takes the lease back
+/// when the process dies.
+///
+/// ```
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let root = camino::Utf8Path::from_path(dir.path()).unwrap();
+/// # let files = root.join("files");
+/// # std::fs::create_dir(&files).unwrap();
+/// # for name in ["vmlinux", "rootfs.ext4"] { std::fs::write(files.join(name), name).unwrap(); }
+/// # std::fs::write(files.join("fc-base.json"), "{}").unwrap();
+/// use template_store::Store;
+///
+/// let store = Store::open_or_init(root.join("store"))?;
+/// let web = "web".parse()?;
+/// store.publish_dir(&web, &files)?;
+///
+/// let revision = store.current(&web)?;
+/// assert_eq!(std::fs::read(revision.kernel()).unwrap(), b"vmlinux");
+/// # Ok::<(), template_store::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Revision {
+    core: Arc<Core>,
+    template: TemplateId,
+    id: RevisionId,
+    record: Arc<RevisionRecord>,
+    lease: Arc<Flock>,
+}
+
+impl Revision {
+    /// Opens a revision and takes its lease.
+    pub(crate) fn open(core: &Arc<Core>, template: &TemplateId, id: &RevisionId) -> Result<Revision> {
+        let lease = match core.lease(&core.layout.revision(template, id)) {
+            Err(Error::Io(error)) if error.is_not_found() => return Err(not_found(core, template, id, error)),
+            lease => lease?,
+        };
+        Revision::held(core, template, id, lease)
+    }
+
+    /// The handle of a revision whose lease is held.
+    pub(crate) fn held(
+        core: &Arc<Core>,
+        template: &TemplateId,
+        id: &RevisionId,
+        lease: Arc<Flock>,
+    ) -> Result<Revision> {
+        let path = core.layout.revision_json(template, id);
+        let bytes = match read::bytes_if_there(&path)? {
+            Some(bytes) => bytes,
+            None => return Err(Error::Damaged { path, problem: "it is missing".into() }),
+        };
+        let record = RevisionRecord::from_json(&bytes).map_err(|source| Error::Format { path, source })?;
+        let (template, id) = (template.clone(), id.clone());
+        Ok(Revision { core: core.clone(), template, id, record: Arc::new(record), lease })
+    }
+
+    /// Opens the revision that `current` names.
+    pub(crate) fn current(core: &Arc<Core>, template: &TemplateId) -> Result<Revision> {
+        let mut before = None;
+        loop {
+            let revision = match activation::current(core, template)? {
+                Current::Revision(revision) => revision,
+                Current::Strange(_) => return Err(activation::dangling(core, template)?),
+                Current::Unset => return Err(no_current(core, template)?),
+            };
+            match Revision::open(core, template, &revision) {
+                // It may have been swapped and removed between the two; it dangles only if nobody swapped it.
+                Err(Error::RevisionNotFound { .. }) if before.as_ref() != Some(&revision) => before = Some(revision),
+                Err(Error::RevisionNotFound { .. }) => return Err(activation::dangling(core, template)?),
+                opened => return opened,
+            }
+        }
+    }
+
+    /// The template that it is a revision of.
+    pub fn template(&self) -> &TemplateId {
+        &self.template
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &RevisionId {
+        &self.id
+    }
+
+    /// Its directory. The files in it are read-only and stay what they are.
+    pub fn path(&self) -> Utf8PathBuf {
+        self.core.layout.revision(&self.template, &self.id)
+    }
+
+    /// All that `revision.json` says.
+    pub fn record(&self) -> &RevisionRecord {
+        &self.record
+    }
+
+    /// What mvm records of a build.
+    pub fn build(&self) -> &TemplateRevision {
+        &self.record.build
+    }
+
+    /// What it was made from; `None` if its lock file is not known.
+    pub fn cache_key(&self) -> Option<CacheKey> {
+        let build = &self.record.build;
+        let known = !build.flake_lock_hash.is_empty();
+        known.then(|| CacheKey::of_text(&build.flake_lock_hash, &build.profile, &build.role))
+    }
+
+    /// Its files; empty if this store did not publish it.
+    pub fn contents(&self) -> &[Content] {
+        self.record.contents.as_deref().unwrap_or_default()
+    }
+
+    /// The path of one of its files.
+    pub fn artifact(&self, path: &ArtifactPath) -> Utf8PathBuf {
+        self.core.layout.artifact(&self.template, &self.id, path)
+    }
+
+    /// The path of the kernel.
+    pub fn kernel(&self) -> Utf8PathBuf {
+        self.path().join(&self.record.build.artifact_paths.vmlinux)
+    }
+
+    /// The path of the root file system. It must never be given to a VM as a writable drive.
+    pub fn rootfs(&self) -> Utf8PathBuf {
+        self.path().join(&self.record.build.artifact_paths.rootfs)
+    }
+
+    /// The path of the Firecracker configuration.
+    pub fn fc_base_config(&self) -> Utf8PathBuf {
+        self.path().join(&self.record.build.artifact_paths.fc_base_config)
+    }
+
+    /// The path of the initial RAM disk, if there is one.
+    pub fn initrd(&self) -> Option<Utf8PathBuf> {
+        self.record.build.artifact_paths.initrd.as_ref().map(|name| self.path().join(name))
+    }
+
+    /// A descriptor for a child process: while the child has it, the lease goes on, even after this process died.
+    ///
+    /// Every program that is started while it is open inherits it, so drop it when the child runs.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn lease_for_child(&self) -> Result<OwnedFd> {
+        Ok(self.lease.for_child()?)
+    }
+
+    /// Finds, without reading data, a file that is not what was published.
+    pub(crate) fn first_damage(&self) -> Result<Option<(Utf8PathBuf, &'static str)>> {
+        for content in self.contents() {
+            let path = self.artifact(&content.path);
+            match read::metadata_if_there(&path)? {
+                None => return Ok(Some((path, "it is missing"))),
+                Some(metadata) if !looks_sealed(&metadata, content.size) => {
+                    return Ok(Some((path, "it was changed after it was published")));
+                }
+                Some(_) => {}
+            }
+        }
+        if self.record.contents.is_some() {
+            return Ok(None);
+        }
+        let named = self.record.artifacts().map_err(|source| Error::Format { path: self.path(), source })?;
+        for (_, name) in named {
+            let path = self.artifact(&name);
+            if !read::exists(&path)? {
+                return Ok(Some((path, "it is missing")));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn not_found(core: &Core, template: &TemplateId, id: &RevisionId, error: PathError) -> Error {
+    match read::exists(&core.layout.template(template)) {
+        Ok(true) => Error::RevisionNotFound { template: template.clone(), revision: id.clone() },
+        Ok(false) => Error::TemplateNotFound { template: template.clone() },
+        Err(_) => error.into(),
+    }
+}
+
+fn no_current(core: &Core, template: &TemplateId) -> Result<Error> {
+    let template = template.clone();
+    Ok(match read::exists(&core.layout.template(&template))? {
+        true => Error::NoCurrent { template },
+        false => Error::TemplateNotFound { template },
+    })
+}

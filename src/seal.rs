@@ -1,0 +1,200 @@
+//! From a builder's directory to files that nobody can change: what a draft may hold, and how it is sealed.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, PoisonError};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use rayon::prelude::*;
+
+use crate::core::Core;
+use crate::draft::Draft;
+use crate::error::{Error, Result};
+use crate::format::{Content, OBJECT_MIN_SIZE};
+use crate::fs::read::{self, Entry};
+use crate::fs::remove::bottom_up;
+use crate::fs::seal::looks_sealed;
+use crate::fs::{Disk, copy::Advance};
+use crate::heal;
+use crate::id::ArtifactPath;
+use crate::objects::{self, Interned};
+use crate::options::SealOptions;
+use crate::progress::{Note, Progress, Stage};
+
+/// What a draft holds: regular files in directories, with all artifacts that a revision needs.
+#[derive(Debug)]
+pub(crate) struct Survey {
+    pub files: Vec<(ArtifactPath, Entry)>,
+    /// Each after those that it holds.
+    pub dirs: Vec<Utf8PathBuf>,
+    /// The user who may change the directory.
+    owner: u32,
+}
+
+impl Survey {
+    /// Looks at everything in the directory.
+    ///
+    /// # Errors
+    /// The first thing that a revision can't hold, by name.
+    pub fn of(disk: &Disk, dir: &Utf8Path, options: &SealOptions) -> Result<Survey> {
+        disk.note_foreign(dir)?;
+        disk.open_up_tree(dir.as_std_path())?;
+        Survey::read_only(dir, options)
+    }
+
+    /// As [`of`](Survey::of), for a directory that stays as it is.
+    pub fn read_only(dir: &Utf8Path, options: &SealOptions) -> Result<Survey> {
+        let entries = read::walk(dir)?;
+        let mut files = Vec::new();
+        for entry in &entries {
+            let path = check(entry)?;
+            if entry.kind.is_file() {
+                files.push((path, entry.clone()));
+            }
+        }
+        if files.is_empty() {
+            let problem = "is empty: the build left no file in it".to_owned();
+            return Err(Error::BadDraft { path: dir.to_owned(), problem });
+        }
+        let names = &options.names;
+        for name in [&names.vmlinux, &names.rootfs, &names.fc_base_config] {
+            if !files.iter().any(|(path, _)| path == name) {
+                return Err(Error::MissingArtifact { name: name.to_string(), dir: dir.to_owned() });
+            }
+        }
+        let dirs = bottom_up(&entries).map(|entry| entry.path.clone()).chain([dir.to_owned()]).collect();
+        Ok(Survey { files, dirs, owner: read::metadata(dir)?.uid() })
+    }
+
+    /// Bytes of all files, holes included.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|(_, entry)| entry.metadata.len()).sum()
+    }
+}
+
+/// Refuses what a revision can't hold.
+fn check(entry: &Entry) -> Result<ArtifactPath> {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = entry.kind;
+    let name = match () {
+        () if kind.is_file() || kind.is_dir() => None,
+        () if kind.is_symlink() => Some("symbolic link"),
+        () if kind.is_socket() => Some("socket"),
+        () if kind.is_fifo() => Some("pipe"),
+        () => Some("device"),
+    };
+    let refuse = |problem| Error::BadDraft { path: entry.path.clone(), problem };
+    match name {
+        Some(name) => Err(refuse(format!("is a {name}; a revision holds regular files and directories only"))),
+        None => entry.relative.as_str().parse().map_err(|error| refuse(format!("can't be in a revision: {error}"))),
+    }
+}
+
+/// A file of a draft that nobody can change any more.
+#[derive(Debug, Clone)]
+pub(crate) struct DraftFile {
+    pub content: Content,
+    pub notes: Vec<Note>,
+}
+
+/// Seals every file of a draft, several at a time.
+pub(crate) fn seal_files(
+    disk: &Disk,
+    survey: &Survey,
+    imported: &HashMap<ArtifactPath, Content>,
+    progress: &mut dyn Progress,
+) -> Result<Vec<DraftFile>> {
+    in_parallel(Stage::Sealing, survey.bytes(), progress, |advance| {
+        let seal = |(path, entry): &(ArtifactPath, Entry)| {
+            seal_file(disk, survey.owner, path, entry, imported.get(path), advance)
+        };
+        survey.files.par_iter().map(seal).collect()
+    })
+}
+
+fn seal_file(
+    disk: &Disk,
+    owner: u32,
+    path: &ArtifactPath,
+    entry: &Entry,
+    imported: Option<&Content>,
+    advance: Advance,
+) -> Result<DraftFile> {
+    // Whoever writes to a file changes its time; one that still has the sealed time is what was copied here.
+    if let Some(content) = imported
+        && looks_sealed(&entry.metadata, content.size)
+        && entry.metadata.nlink() == 1
+    {
+        advance(content.size);
+        return Ok(DraftFile { content: content.clone(), notes: Vec::new() });
+    }
+    let sealed = disk.seal_file(&entry.path, owner, advance)?;
+    let mut notes = Vec::new();
+    if !sealed.dropped.is_empty() {
+        notes.push(Note::AttributesDropped { path: path.clone(), names: sealed.dropped });
+    }
+    if let Some(reason) = sealed.copied {
+        notes.push(Note::Copied { path: path.clone(), reason });
+    }
+    Ok(DraftFile { content: Content { path: path.clone(), size: sealed.size, blake3: sealed.digest }, notes })
+}
+
+/// Does parallel work whose parts say how many bytes they have done.
+pub(crate) fn in_parallel<T>(
+    stage: Stage,
+    bytes: u64,
+    progress: &mut dyn Progress,
+    work: impl FnOnce(Advance) -> Result<T>,
+) -> Result<T> {
+    progress.begin(stage, bytes);
+    let shared = Mutex::new(&mut *progress);
+    let done = work(&|bytes| shared.lock().unwrap_or_else(PoisonError::into_inner).advance(bytes));
+    progress.end();
+    done
+}
+
+/// What sealing made of a draft.
+#[derive(Debug)]
+pub(crate) struct SealedFiles {
+    pub contents: Vec<Content>,
+    pub dirs: Vec<Utf8PathBuf>,
+    /// Bytes of files whose blocks the store had already.
+    pub shared_bytes: u64,
+}
+
+/// Seals a draft: every file is durable before any of them becomes an object.
+pub(crate) fn seal(draft: &Draft, options: &SealOptions, progress: &mut dyn Progress) -> Result<SealedFiles> {
+    let disk = &draft.core.disk;
+    let survey = Survey::of(disk, draft.path(), options)?;
+    let public = draft.core.public_mode()?;
+    for dir in &survey.dirs {
+        disk.chmod(dir, public)?;
+    }
+    let files = seal_files(disk, &survey, &draft.imported, progress)?;
+    let mut shared_bytes = 0;
+    for file in &files {
+        file.notes.iter().cloned().for_each(|note| progress.note(note));
+        if file.content.size >= OBJECT_MIN_SIZE {
+            shared_bytes += intern(&draft.core, draft, &file.content, progress)?;
+        }
+    }
+    let contents = files.into_iter().map(|file| file.content).collect();
+    Ok(SealedFiles { contents, dirs: survey.dirs, shared_bytes })
+}
+
+/// Makes a file an object, or a link to the one that is there; gives the bytes that need no blocks of their own.
+fn intern(core: &Core, draft: &Draft, content: &Content, progress: &mut dyn Progress) -> Result<u64> {
+    let file = draft.join(&content.path);
+    match objects::intern(core, &file, content, draft.path())? {
+        Interned::New => Ok(0),
+        Interned::Shared => Ok(content.size),
+        Interned::Replaced { rotten } => {
+            heal::everywhere(core, content, rotten, &file, draft.path(), progress)?;
+            Ok(0)
+        }
+        Interned::Private { reason } => {
+            progress.note(Note::NotShared { path: content.path.clone(), reason });
+            Ok(0)
+        }
+    }
+}

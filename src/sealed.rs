@@ -1,0 +1,222 @@
+//! A draft whose files nobody can change any more, one step before it is visible.
+
+use std::time::Duration;
+
+use crate::compare::{Difference, differences};
+use crate::draft::Draft;
+use crate::error::{Error, Result};
+use crate::format::{
+    Action, ArtifactPaths, ArtifactSizes, CURRENT_SCHEMA_VERSION, Content, Extra, KeyHint, RevisionRecord,
+    TemplateRevision, derived_id,
+};
+use crate::id::{ArtifactPath, RevisionId};
+use crate::inputs::BuildInputs;
+use crate::keys;
+use crate::options::{ArtifactNames, Known, PublishOptions, SealOptions};
+use crate::progress::{Progress, Stage};
+use crate::publish::{Commit, Conflict, Outcome, commit};
+use crate::revision::Revision;
+use crate::seal::SealedFiles;
+
+/// A draft that is hashed, deduplicated and durable, and that nobody sees yet.
+///
+/// Finish it with [`publish`](Sealed::publish), or drop it: dropping removes it, as dropping a [`Draft`] does.
+#[must_use = "publish it; dropping it throws away what was built"]
+#[derive(Debug)]
+pub struct Sealed {
+    draft: Draft,
+    files: SealedFiles,
+    names: ArtifactNames,
+    id: RevisionId,
+    took: Duration,
+}
+
+/// What came of publishing.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Published {
+    /// The revision, with its lease.
+    pub revision: Revision,
+    /// Whether it is new.
+    pub outcome: Outcome,
+    /// Bytes of its files whose blocks the store had before.
+    pub shared_bytes: u64,
+    /// If it was built again on purpose and came out otherwise: the earlier revision with the same key, and
+    /// what differs.
+    pub differs: Option<(RevisionId, Vec<Difference>)>,
+}
+
+impl Sealed {
+    pub(crate) fn new(draft: Draft, options: &SealOptions, files: SealedFiles) -> Sealed {
+        let id = options.revision.clone().unwrap_or_else(|| derived_id(&files.contents));
+        let took = draft.started.elapsed();
+        Sealed { draft, files, names: options.names.clone(), id, took }
+    }
+
+    /// The files, in the order of their paths.
+    pub fn contents(&self) -> &[Content] {
+        &self.files.contents
+    }
+
+    /// Makes the revision visible and current.
+    ///
+    /// When this returns, the revision and `current` survive a power cut. A crash before leaves the old
+    /// `current`, and at most a dead draft or a revision that is not current.
+    ///
+    /// # Errors
+    /// [`Error::RevisionDiffers`] if the id is taken by other contents, or an error of the disk. The sealed
+    /// files are gone then, and those who wait for the same build get the same error.
+    pub fn publish(self) -> Result<Revision> {
+        Ok(self.publish_with(&PublishOptions::default(), &mut ())?.revision)
+    }
+
+    /// [`publish`](Sealed::publish), with choices and a report.
+    ///
+    /// # Errors
+    /// As [`publish`](Sealed::publish); [`Error::CurrentMoved`] if `current` is not what was expected.
+    pub fn publish_with(self, options: &PublishOptions, progress: &mut dyn Progress) -> Result<Published> {
+        let Sealed { mut draft, files, names, id, took } = self;
+        let claim = draft.claim.take();
+        let published = publish(draft, files, &names, id, took, options, progress);
+        if let Some(claim) = claim {
+            claim.end(match &published {
+                Ok(published) => crate::format::Outcome::Published(published.revision.id().clone()),
+                Err(error) => crate::format::Outcome::Failed(error.to_string()),
+            })?;
+        }
+        published
+    }
+}
+
+fn publish(
+    draft: Draft,
+    files: SealedFiles,
+    names: &ArtifactNames,
+    id: RevisionId,
+    took: Duration,
+    options: &PublishOptions,
+    progress: &mut dyn Progress,
+) -> Result<Published> {
+    let Draft { core, dir, purpose, .. } = draft;
+    let _change = core.begin_change()?;
+    let earlier = match (&purpose.inputs, purpose.known) {
+        (Some(inputs), Known::BuildAgain) => earlier_build(&core, &purpose.template, inputs)?,
+        _ => None,
+    };
+    let record = record(&purpose, &files.contents, names, took, core.now().to_string());
+    let conflict = match purpose.known {
+        Known::BuildAgain => Conflict::Rename,
+        Known::Reuse => Conflict::Refuse,
+    };
+    let sealed = Commit {
+        template: purpose.template.clone(),
+        spec: purpose.spec,
+        dir,
+        dirs: files.dirs,
+        id,
+        record,
+        contents: files.contents,
+        conflict,
+        action: Action::Publish,
+    };
+    let (revision, outcome) = commit(&core, sealed, options, progress)?;
+    if let Some(inputs) = &purpose.inputs {
+        remember(&core, &revision, inputs)?;
+    }
+    let differs = match earlier {
+        Some(earlier) => compare(&earlier, &revision, progress)?,
+        None => None,
+    };
+    Ok(Published { revision, outcome, shared_bytes: files.shared_bytes, differs })
+}
+
+/// Puts the revision into the index of keys. A hint: an error of the disk is not worth failing for.
+pub(crate) fn remember(core: &crate::core::Core, revision: &Revision, inputs: &BuildInputs) -> Result<()> {
+    let (template, id) = (revision.template().clone(), revision.id().clone());
+    let hint = KeyHint { template, revision: id, source_hash: revision.record().source_hash };
+    if let Err(error) = keys::record(core, &inputs.key(), hint) {
+        tracing::warn!(%error, "the index of keys could not be written; the revision will be found more slowly");
+    }
+    Ok(())
+}
+
+/// The template's newest revision with the same key, before it is built again.
+fn earlier_build(
+    core: &std::sync::Arc<crate::core::Core>,
+    template: &crate::TemplateId,
+    inputs: &BuildInputs,
+) -> Result<Option<Revision>> {
+    let hints = keys::hints(core, &inputs.key())?;
+    let Some(hint) = hints.into_iter().find(|hint| hint.template == *template) else { return Ok(None) };
+    match Revision::open(core, template, &hint.revision) {
+        Ok(revision) => Ok(Some(revision)),
+        Err(Error::Io(error)) => Err(error.into()),
+        Err(_) => Ok(None),
+    }
+}
+
+fn compare(
+    old: &Revision,
+    new: &Revision,
+    progress: &mut dyn Progress,
+) -> Result<Option<(RevisionId, Vec<Difference>)>> {
+    if old.id() == new.id() {
+        return Ok(None);
+    }
+    progress.begin(Stage::Comparing, new.contents().iter().map(|content| content.size).sum());
+    let found = differences((&old.path(), old.contents()), (&new.path(), new.contents()));
+    progress.end();
+    Ok(Some((old.id().clone(), found?)))
+}
+
+fn record(
+    purpose: &crate::draft::Purpose,
+    contents: &[Content],
+    names: &ArtifactNames,
+    took: Duration,
+    now: String,
+) -> RevisionRecord {
+    let (inputs, spec) = (purpose.inputs.as_ref(), &purpose.spec);
+    let build = TemplateRevision {
+        schema_version: CURRENT_SCHEMA_VERSION,
+        revision_hash: String::new(),
+        flake_ref: inputs.and_then(BuildInputs::flake_ref).unwrap_or(&spec.flake_ref).to_owned(),
+        flake_lock_hash: inputs.map(|inputs| inputs.flake_lock_hash().to_string()).unwrap_or_default(),
+        artifact_paths: artifact_paths(contents, names),
+        built_at: now,
+        profile: inputs.map_or(spec.profile.clone(), |inputs| inputs.profile().to_string()),
+        role: inputs.map_or(spec.role.clone(), |inputs| inputs.role().to_string()),
+        vcpus: spec.vcpus,
+        mem_mib: spec.mem_mib,
+        data_disk_mib: spec.data_disk_mib,
+        snapshot: None,
+        extra: Extra::new(),
+    };
+    RevisionRecord {
+        build,
+        contents: None,
+        published_at: None,
+        build_seconds: inputs.map(|_| (took.as_secs_f64() * 1000.0).round() / 1000.0),
+        source_hash: inputs.and_then(BuildInputs::source_hash),
+        reused_from: None,
+    }
+}
+
+fn artifact_paths(contents: &[Content], names: &ArtifactNames) -> ArtifactPaths {
+    let size = |path: &ArtifactPath| contents.iter().find(|content| content.path == *path).map(|content| content.size);
+    let initrd = size(&names.initrd);
+    ArtifactPaths {
+        vmlinux: names.vmlinux.to_string(),
+        rootfs: names.rootfs.to_string(),
+        fc_base_config: names.fc_base_config.to_string(),
+        initrd: initrd.map(|_| names.initrd.to_string()),
+        sizes: Some(ArtifactSizes {
+            vmlinux_bytes: size(&names.vmlinux).unwrap_or_default(),
+            rootfs_bytes: size(&names.rootfs).unwrap_or_default(),
+            initrd_bytes: initrd,
+            nix_closure_bytes: None,
+            extra: Extra::new(),
+        }),
+        extra: Extra::new(),
+    }
+}

@@ -1,0 +1,503 @@
+//! The store: what a build tool calls.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::activation;
+use crate::claim::{Claimed, claim};
+use crate::core::Core;
+use crate::draft::{Draft, DraftDir, Purpose};
+use crate::error::{Error, Result};
+use crate::format::{Action, Activation, Attempt, Outcome, TemplateSpec};
+use crate::heal;
+use crate::id::{RevisionId, TemplateId};
+use crate::import::{self, ImportOptions};
+use crate::inputs::BuildInputs;
+use crate::layout::Layout;
+use crate::open;
+use crate::options::{BuildOptions, Expect, Known, Match, PublishOptions, Resources, StoreOptions};
+use crate::progress::Progress;
+use crate::publish::activate_existing;
+use crate::removal::{self, Removal};
+use crate::reuse;
+use crate::revision::Revision;
+use crate::sealed::Published;
+use crate::template;
+
+/// A store of templates and their revisions; cloning is cheap, and threads may share it.
+///
+/// ```
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let root = camino::Utf8Path::from_path(dir.path()).unwrap().join("store");
+/// use template_store::Store;
+///
+/// let store = Store::open_or_init(&root)?;
+/// assert!(store.templates()?.is_empty());
+/// # Ok::<(), template_store::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Store {
+    core: Arc<Core>,
+}
+
+/// What asking for a build gives.
+#[must_use = "a draft is to be filled and sealed"]
+#[derive(Debug)]
+pub enum Build {
+    /// It has been built already, and is current now.
+    Reused(Revision),
+    /// This process builds it; others that ask wait.
+    Draft(Draft),
+}
+
+/// What [`Store::apply`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Applied {
+    /// The template is new.
+    Created,
+    /// It has another definition now.
+    Changed,
+    /// It had this definition.
+    Unchanged,
+}
+
+impl Store {
+    /// Opens a store that exists, to read and to change it.
+    ///
+    /// A data directory of mvm is opened as well; it can be read, and every change is refused.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`], [`Error::NotAStore`], [`Error::NetworkFileSystem`], or a format that this version
+    /// does not know.
+    pub fn open(root: impl AsRef<Utf8Path>) -> Result<Store> {
+        Store::open_with(root, &StoreOptions::default())
+    }
+
+    /// [`open`](Store::open), with choices.
+    ///
+    /// # Errors
+    /// As [`open`](Store::open).
+    pub fn open_with(root: impl AsRef<Utf8Path>, options: &StoreOptions) -> Result<Store> {
+        Ok(Store { core: Arc::new(open::open(root.as_ref(), options)?) })
+    }
+
+    /// Makes a store in a directory that is empty or does not exist; one that is there is opened.
+    ///
+    /// A crash leaves a store, or a beginning that the next call completes.
+    ///
+    /// # Errors
+    /// As [`open`](Store::open), and [`Error::NotAdopted`] for a data directory of mvm.
+    pub fn init(root: impl AsRef<Utf8Path>, options: &StoreOptions) -> Result<Store> {
+        Ok(Store { core: Arc::new(open::init(root.as_ref(), options)?) })
+    }
+
+    /// Opens the store at `root`, and makes it when there is none.
+    ///
+    /// # Errors
+    /// As [`init`](Store::init).
+    pub fn open_or_init(root: impl AsRef<Utf8Path>) -> Result<Store> {
+        Store::init(root, &StoreOptions::default())
+    }
+
+    /// Where everything is.
+    pub fn layout(&self) -> &Layout {
+        &self.core.layout
+    }
+
+    /// Makes a template.
+    ///
+    /// A crash leaves it whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::TemplateExists`] if it has another definition; the same one is no error.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let root = camino::Utf8Path::from_path(dir.path()).unwrap().join("store");
+    /// use template_store::{Store, TemplateSpec};
+    ///
+    /// let store = Store::open_or_init(&root)?;
+    /// let web = "web".parse()?;
+    /// let spec = TemplateSpec::new(&web, ".", &"minimal".parse()?, &"worker".parse()?, "2026-01-01T00:00:00Z");
+    /// store.create(&spec)?;
+    /// assert_eq!(store.template(&web)?, spec);
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
+    pub fn create(&self, spec: &TemplateSpec) -> Result<()> {
+        let _change = self.core.begin_change()?;
+        let id: TemplateId = check(spec)?;
+        if template::create(&self.core, &id, spec)? {
+            return Ok(());
+        }
+        let existing = template::spec(&self.core, &id)?;
+        if existing.defines_the_same(spec) {
+            return Ok(());
+        }
+        Err(Error::TemplateExists { difference: template::difference(&existing, spec), template: id })
+    }
+
+    /// Makes a template, or gives it another definition. Its revisions stay as they are.
+    ///
+    /// A crash leaves the old definition or the new one.
+    ///
+    /// # Errors
+    /// A name in the definition that is not valid, or an error of the disk.
+    pub fn apply(&self, spec: &TemplateSpec) -> Result<Applied> {
+        let _change = self.core.begin_change()?;
+        let id: TemplateId = check(spec)?;
+        if template::create(&self.core, &id, spec)? {
+            return Ok(Applied::Created);
+        }
+        let lock = template::lock(&self.core, &id)?;
+        let existing = template::spec(&self.core, &id)?;
+        if existing.defines_the_same(spec) {
+            return Ok(Applied::Unchanged);
+        }
+        let mut changed = spec.clone();
+        changed.created_at.clone_from(&existing.created_at);
+        for (name, value) in existing.extra {
+            changed.extra.entry(name).or_insert(value);
+        }
+        template::redefine(&self.core, &lock, &changed)?;
+        Ok(Applied::Changed)
+    }
+
+    /// The ids of all templates, sorted.
+    ///
+    /// # Errors
+    /// An error of the disk.
+    pub fn templates(&self) -> Result<Vec<TemplateId>> {
+        heal::templates(&self.core)
+    }
+
+    /// A template's definition.
+    ///
+    /// # Errors
+    /// [`Error::TemplateNotFound`], or a `template.json` that can't be read.
+    pub fn template(&self, id: &TemplateId) -> Result<TemplateSpec> {
+        template::spec(&self.core, id)
+    }
+
+    /// The ids of a template's revisions, sorted, whether or not they are intact.
+    ///
+    /// # Errors
+    /// [`Error::TemplateNotFound`], or an error of the disk.
+    pub fn revisions(&self, id: &TemplateId) -> Result<Vec<RevisionId>> {
+        match heal::templates(&self.core)?.contains(id) {
+            true => heal::revisions_of(&self.core, id),
+            false => Err(Error::TemplateNotFound { template: id.clone() }),
+        }
+    }
+
+    /// A revision, with its lease.
+    ///
+    /// # Errors
+    /// [`Error::TemplateNotFound`], [`Error::RevisionNotFound`], [`Error::Damaged`].
+    pub fn revision(&self, id: &TemplateId, revision: &RevisionId) -> Result<Revision> {
+        Revision::open(&self.core, id, revision)
+    }
+
+    /// The current revision, with its lease. However often `current` is swapped, all that the handle shows is
+    /// of one revision.
+    ///
+    /// # Errors
+    /// [`Error::TemplateNotFound`], [`Error::NoCurrent`], [`Error::DanglingCurrent`], [`Error::Damaged`].
+    pub fn current(&self, id: &TemplateId) -> Result<Revision> {
+        Revision::current(&self.core, id)
+    }
+
+    /// The id of the current revision, if one is set; whether it exists is not looked at.
+    ///
+    /// # Errors
+    /// [`Error::TemplateNotFound`], [`Error::DanglingCurrent`] for a text that is no revision id.
+    pub fn current_id(&self, id: &TemplateId) -> Result<Option<RevisionId>> {
+        match activation::current(&self.core, id)? {
+            activation::Current::Revision(revision) => Ok(Some(revision)),
+            activation::Current::Strange(_) => Err(activation::dangling(&self.core, id)?),
+            activation::Current::Unset => template::spec(&self.core, id).map(|_| None),
+        }
+    }
+
+    /// Who was current, the oldest first; only what took effect.
+    ///
+    /// # Errors
+    /// [`Error::TemplateNotFound`], or an error of the disk.
+    pub fn history(&self, id: &TemplateId) -> Result<Vec<Activation>> {
+        template::spec(&self.core, id)?;
+        let current = activation::current(&self.core, id)?;
+        Ok(activation::log(&self.core, id, &current)?.entries)
+    }
+
+    /// Makes a revision current.
+    ///
+    /// When this returns, it survives a power cut; a crash before leaves the old `current` or the new one.
+    ///
+    /// # Errors
+    /// [`Error::RevisionNotFound`], [`Error::CurrentMoved`], [`Error::Damaged`] if a file is missing or changed.
+    pub fn activate(&self, id: &TemplateId, revision: &RevisionId, expect: Expect) -> Result<Revision> {
+        let _change = self.core.begin_change()?;
+        let lock = template::lock(&self.core, id)?;
+        self.activate_locked(&lock, revision, expect, Action::Activate)
+    }
+
+    /// Makes the revision current that was so before; again and again, back to the first one that still exists.
+    ///
+    /// # Errors
+    /// [`Error::NothingToRollBack`]; else as [`activate`](Store::activate).
+    pub fn rollback(&self, id: &TemplateId) -> Result<Revision> {
+        let _change = self.core.begin_change()?;
+        let lock = template::lock(&self.core, id)?;
+        let earlier = activation::rollback_target(&self.core, id)?;
+        self.activate_locked(&lock, &earlier, Expect::Any, Action::Rollback)
+    }
+
+    fn activate_locked(
+        &self,
+        lock: &template::TemplateLock,
+        revision: &RevisionId,
+        expect: Expect,
+        action: Action,
+    ) -> Result<Revision> {
+        let revision = Revision::open(&self.core, &lock.id, revision)?;
+        if let Some((path, problem)) = revision.first_damage()? {
+            return Err(Error::Damaged { path, problem: problem.to_owned() });
+        }
+        activate_existing(&self.core, lock, &revision, &PublishOptions::default().expect(expect), action)?;
+        Ok(revision)
+    }
+
+    /// Removes a revision, and gives its blocks back if no other has them.
+    ///
+    /// A crash leaves it whole, or in the trash, from where a collection deletes it.
+    ///
+    /// # Errors
+    /// [`Error::IsCurrent`], [`Error::InUse`] unless forced; [`Error::RevisionNotFound`].
+    pub fn remove(&self, id: &TemplateId, revision: &RevisionId, how: Removal) -> Result<()> {
+        removal::remove_revision(&self.core, id, revision, how)
+    }
+
+    /// Removes a template with all its revisions.
+    ///
+    /// A crash leaves it whole, or in the trash.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] unless forced; [`Error::TemplateNotFound`].
+    pub fn remove_template(&self, id: &TemplateId, how: Removal) -> Result<()> {
+        removal::remove_template(&self.core, id, how)
+    }
+
+    /// The revision that was made from these inputs, of `template` or of any; one open and one small read a step.
+    ///
+    /// # Errors
+    /// An error of the disk. What is damaged is passed over.
+    pub fn lookup(&self, template: Option<&TemplateId>, inputs: &BuildInputs) -> Result<Option<Revision>> {
+        self.lookup_with(template, inputs, Match::Sources, &mut ())
+    }
+
+    /// [`lookup`](Store::lookup), which says why something was passed over.
+    ///
+    /// # Errors
+    /// As [`lookup`](Store::lookup).
+    pub fn lookup_with(
+        &self,
+        template: Option<&TemplateId>,
+        inputs: &BuildInputs,
+        matching: Match,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<Revision>> {
+        reuse::lookup(&self.core, template, inputs, matching, progress)
+    }
+
+    /// Asks for a build: what has been built from the same inputs, by any template, or a draft to fill.
+    ///
+    /// Of all who ask at once, in threads or processes, one gets the draft. The others wait and get its
+    /// revision; if it fails, its error; if it dies, one of them gets a draft. A template that does not exist
+    /// is made when the draft is published.
+    ///
+    /// # Errors
+    /// [`Error::BuildFailed`], [`Error::AlreadyBuilding`], or an error of the disk.
+    pub fn build(&self, template: &TemplateId, inputs: &BuildInputs) -> Result<Build> {
+        self.build_with(template, inputs, &BuildOptions::default(), &mut ())
+    }
+
+    /// [`build`](Store::build), with choices.
+    ///
+    /// # Errors
+    /// As [`build`](Store::build), and [`Error::BuildInProgress`] when the time to wait is over.
+    pub fn build_with(
+        &self,
+        template: &TemplateId,
+        inputs: &BuildInputs,
+        options: &BuildOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Build> {
+        drop(self.core.begin_change()?);
+        let purpose = self.purpose(template, Some(inputs), options.resources, options.known, &options.command)?;
+        if options.known == Known::Reuse
+            && let Some(revision) = self.reuse(&purpose, inputs, options, progress)?
+        {
+            return Ok(Build::Reused(revision));
+        }
+        loop {
+            match claim(&self.core, &inputs.key(), self.attempt(&purpose), options.wait, progress)? {
+                Claimed::Ended { attempt, outcome: Outcome::Failed(message) } => {
+                    return Err(Error::BuildFailed { attempt, message });
+                }
+                Claimed::Ended { outcome: Outcome::Published(_), .. } => {
+                    // Whoever wants a new build has one: it was made while this process waited.
+                    if let Some(revision) = self.reuse(&purpose, inputs, options, progress)? {
+                        return Ok(Build::Reused(revision));
+                    }
+                }
+                Claimed::Mine(claim) if options.known == Known::Reuse => {
+                    // The builder before may have been done between our look and our claim.
+                    match self.reuse_any(&purpose, inputs, options, progress) {
+                        Ok(None) => return Ok(Build::Draft(Draft::new(&self.core, purpose, Some(claim))?)),
+                        Ok(Some(revision)) => {
+                            claim.abandon()?;
+                            return Ok(Build::Reused(revision));
+                        }
+                        Err(error) => {
+                            claim.abandon()?;
+                            return Err(error);
+                        }
+                    }
+                }
+                Claimed::Mine(claim) => return Ok(Build::Draft(Draft::new(&self.core, purpose, Some(claim))?)),
+            }
+        }
+    }
+
+    fn reuse(
+        &self,
+        purpose: &Purpose,
+        inputs: &BuildInputs,
+        options: &BuildOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<Revision>> {
+        let core = &self.core;
+        match reuse::for_build(core, &purpose.template, &purpose.spec, inputs, options.matching, progress)? {
+            Some(found) => reuse::take(core, found, purpose, &options.publish, progress),
+            None => Ok(None),
+        }
+    }
+
+    /// As `reuse`, and looks through the template's own revisions when the index has none.
+    fn reuse_any(
+        &self,
+        purpose: &Purpose,
+        inputs: &BuildInputs,
+        options: &BuildOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<Revision>> {
+        if let Some(revision) = self.reuse(purpose, inputs, options, &mut ())? {
+            return Ok(Some(revision));
+        }
+        match reuse::own(&self.core, &purpose.template, inputs, options.matching, &mut ())? {
+            Some(found) => reuse::take(&self.core, found, purpose, &options.publish, progress),
+            None => Ok(None),
+        }
+    }
+
+    /// Builds a key again to see whether it comes out the same: a draft that [`Draft::compare`] takes.
+    ///
+    /// Others that ask for the key meanwhile are not kept waiting, and nothing is published.
+    ///
+    /// # Errors
+    /// An error of the disk.
+    pub fn rebuild(&self, template: &TemplateId, inputs: &BuildInputs) -> Result<Draft> {
+        let _change = self.core.begin_change()?;
+        let purpose = self.purpose(template, Some(inputs), None, Known::BuildAgain, "")?;
+        Draft::new(&self.core, purpose, None)
+    }
+
+    /// Publishes files that were built elsewhere: clones or copies of them.
+    ///
+    /// # Errors
+    /// As [`Draft::seal`] and [`Sealed::publish`](crate::Sealed::publish); [`Error::NoSpace`] when they do not
+    /// fit. The directory is left as it is.
+    pub fn publish_dir(&self, template: &TemplateId, dir: impl AsRef<Utf8Path>) -> Result<Revision> {
+        Ok(self.publish_dir_with(template, dir, &ImportOptions::default(), &mut ())?.revision)
+    }
+
+    /// [`publish_dir`](Store::publish_dir), with choices; the directory itself can be moved in.
+    ///
+    /// # Errors
+    /// As [`publish_dir`](Store::publish_dir).
+    pub fn publish_dir_with(
+        &self,
+        template: &TemplateId,
+        dir: impl AsRef<Utf8Path>,
+        options: &ImportOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Published> {
+        drop(self.core.begin_change()?);
+        let inputs = options.inputs.as_ref();
+        let purpose = self.purpose(template, inputs, options.resources, Known::Reuse, "")?;
+        import::publish_dir(&self.core, purpose, dir.as_ref(), options, progress)
+    }
+
+    fn purpose(
+        &self,
+        template: &TemplateId,
+        inputs: Option<&BuildInputs>,
+        resources: Option<Resources>,
+        known: Known,
+        command: &str,
+    ) -> Result<Purpose> {
+        let spec = match template::spec_if_there(&self.core, template)? {
+            Some(spec) => spec,
+            None => self.new_spec(template, inputs, resources.unwrap_or_default())?,
+        };
+        let (template, inputs, command) = (template.clone(), inputs.cloned(), command.to_owned());
+        Ok(Purpose { template, spec, inputs, known, command })
+    }
+
+    fn new_spec(
+        &self,
+        template: &TemplateId,
+        inputs: Option<&BuildInputs>,
+        resources: Resources,
+    ) -> Result<TemplateSpec> {
+        let (profile, role) = match inputs {
+            Some(inputs) => (inputs.profile().clone(), inputs.role().clone()),
+            None => ("minimal".parse()?, "default".parse()?),
+        };
+        let flake_ref = inputs.and_then(BuildInputs::flake_ref).unwrap_or(".");
+        let mut spec = TemplateSpec::new(template, flake_ref, &profile, &role, &self.core.now().to_string());
+        (spec.vcpus, spec.mem_mib, spec.data_disk_mib) = (resources.vcpus, resources.mem_mib, resources.data_disk_mib);
+        Ok(spec)
+    }
+
+    fn attempt(&self, purpose: &Purpose) -> Attempt {
+        Attempt {
+            template: purpose.template.clone(),
+            pid: std::process::id(),
+            command: purpose.command.clone(),
+            started_at: self.core.now(),
+            draft: String::new(),
+            outcome: None,
+        }
+    }
+}
+
+/// Parses the names in a definition.
+fn check(spec: &TemplateSpec) -> Result<TemplateId> {
+    spec.profile.parse::<crate::Profile>()?;
+    spec.role.parse::<crate::Role>()?;
+    Ok(spec.template_id.parse()?)
+}
+
+/// A draft that files are copied to.
+pub(crate) fn draft_without_claim(core: &Arc<Core>, dir: DraftDir, purpose: Purpose) -> Draft {
+    Draft { core: core.clone(), dir, purpose, claim: None, started: Instant::now(), imported: HashMap::new() }
+}
+
+/// The path with its links followed, or as it is when it does not exist.
+pub(crate) fn resolved(path: &Utf8Path) -> Utf8PathBuf {
+    crate::fs::read::canonical(path).unwrap_or_else(|_| path.to_owned())
+}
