@@ -1,2 +1,7 @@
-//! stub
-fn main() {}
+//! The program `template-store`.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// Declares setters that take the struct and give it back.
 macro_rules! setters {
     ($($(#[$doc:meta])* $name:ident: $type:ty,)*) => {
-        $($(#[$doc])* #[must_use] pub fn $name(mut self, value: $type) -> Self { self.$name = value.into(); self })*
+        $($(#[$doc])* #[must_use] pub fn $name(mut self, value: impl Into<$type>) -> Self { self.$name = value.into(); self })*
     };
 }
 

@@ -1,0 +1,300 @@
+//! The words of a call.
+
+use camino::Utf8PathBuf;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use template_store::{ArtifactNames, ArtifactPath, InvalidName, Resources, RevisionId, TemplateId};
+
+/// Keeps the images that microVMs start from: built once, published atomically, never stored twice
+#[derive(Debug, Parser)]
+#[command(name = "template-store", version, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 done; 1 failed; 2 usage; 3 not found; 4 damage found; 5 in use, or would not.")]
+pub(crate) struct Args {
+    /// The store's directory [default: $TEMPLATE_STORE_DIR, $MVM_DATA_DIR, or template-store in the user's data directory]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub store: Option<Utf8PathBuf>,
+    /// Print one JSON document
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say nothing but results and errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Use a store on a network file system, where the locks of other hosts may not count
+    #[arg(long, global = true)]
+    pub allow_network_fs: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a store
+    Init(Init),
+    /// Make a template
+    Create(Create),
+    /// Make or change all templates of a TOML file
+    Apply {
+        /// A template configuration: template_id, flake_ref, profile, [[variants]]
+        file: Utf8PathBuf,
+    },
+    /// Reuse what was built from the same inputs, or run a command that builds it, and publish
+    Build(Build),
+    /// Publish files that were built elsewhere
+    Publish(Publish),
+    /// Print where the revision is that was built from these inputs
+    Lookup(Lookup),
+    /// List all templates
+    List,
+    /// Show a template or a revision
+    Show {
+        /// ID or ID@REVISION
+        target: Target,
+    },
+    /// Print the path of a revision, or of a file in it
+    Path {
+        /// ID (its current revision) or ID@REVISION
+        target: Target,
+        /// vmlinux, rootfs, fc-base, initrd, or a path in the revision
+        artifact: Option<String>,
+    },
+    /// Show which revisions were current, and when
+    History {
+        /// The template
+        id: TemplateId,
+    },
+    /// Make a revision current
+    Activate(Activate),
+    /// Make the revision current that was so before
+    Rollback {
+        /// The template
+        id: TemplateId,
+    },
+    /// Remove a revision, or a template with all its revisions
+    Rm {
+        /// ID or ID@REVISION
+        target: Target,
+        /// Remove what is in use as well, and what is current after going back to an earlier revision
+        #[arg(long)]
+        force: bool,
+    },
+    /// Run a command while the revision is held; its paths are in $TEMPLATE_VMLINUX, $TEMPLATE_ROOTFS, …
+    Run {
+        /// ID (its current revision) or ID@REVISION
+        target: Target,
+        /// The command and its arguments
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<std::ffi::OsString>,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Init {
+    /// Whether what has returned must survive a power cut; kept in the store
+    #[arg(long, value_enum, default_value_t = DurabilityArg::Full)]
+    pub durability: DurabilityArg,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum DurabilityArg {
+    Full,
+    None,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Create {
+    /// The template: 1 to 63 of a-z 0-9 - _
+    pub id: TemplateId,
+    /// The flake that it is built from
+    #[arg(long, value_name = "REF", default_value = ".")]
+    pub flake_ref: String,
+    /// The build profile
+    #[arg(long, default_value = "minimal")]
+    pub profile: template_store::Profile,
+    /// The role of the workload
+    #[arg(long)]
+    pub role: template_store::Role,
+    #[command(flatten)]
+    pub machine: Machine,
+}
+
+/// What a VM gets.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Machine {
+    /// Virtual CPUs [default for a new template: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    pub vcpus: Option<u8>,
+    /// Memory in MiB [default for a new template: 512]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    pub mem: Option<u32>,
+    /// Size of the data disk in MiB [default for a new template: 0, none]
+    #[arg(long, value_name = "MIB")]
+    pub data_disk: Option<u32>,
+}
+
+impl Machine {
+    pub fn resources(&self) -> Resources {
+        let default = Resources::default();
+        Resources {
+            vcpus: self.vcpus.unwrap_or(default.vcpus),
+            mem_mib: self.mem.unwrap_or(default.mem_mib),
+            data_disk_mib: self.data_disk.unwrap_or(default.data_disk_mib),
+        }
+    }
+}
+
+/// What a build is made from.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Inputs {
+    /// The flake.lock [default: the one of the template's flake, if that is a directory]
+    #[arg(long, value_name = "FILE")]
+    pub flake_lock: Option<Utf8PathBuf>,
+    /// The build profile [default: the template's]
+    #[arg(long)]
+    pub profile: Option<String>,
+    /// The role of the workload [default: the template's]
+    #[arg(long)]
+    pub role: Option<String>,
+    /// The sources, as a whole tree [default: the flake.nix beside the flake.lock]
+    #[arg(long, value_name = "DIR")]
+    pub source: Option<Utf8PathBuf>,
+    /// The flake that it is built from [default: the template's]
+    #[arg(long, value_name = "REF")]
+    pub flake_ref: Option<String>,
+}
+
+/// What the artifacts are called.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Names {
+    /// The revision's id [default: it follows from the contents]
+    #[arg(long, value_name = "REV")]
+    pub revision: Option<RevisionId>,
+    /// The kernel's name
+    #[arg(long, value_name = "NAME", default_value = "vmlinux")]
+    pub kernel: ArtifactPath,
+    /// The root file system's name
+    #[arg(long, value_name = "NAME", default_value = "rootfs.ext4")]
+    pub rootfs: ArtifactPath,
+    /// The Firecracker configuration's name
+    #[arg(long, value_name = "NAME", default_value = "fc-base.json")]
+    pub fc_base: ArtifactPath,
+    /// The initial RAM disk's name; it may be missing
+    #[arg(long, value_name = "NAME", default_value = "initrd")]
+    pub initrd: ArtifactPath,
+}
+
+impl Names {
+    pub fn artifacts(&self) -> ArtifactNames {
+        ArtifactNames::default()
+            .vmlinux(self.kernel.clone())
+            .rootfs(self.rootfs.clone())
+            .fc_base_config(self.fc_base.clone())
+            .initrd(self.initrd.clone())
+    }
+}
+
+/// What becomes of `current`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Activation {
+    /// Leave `current` as it is
+    #[arg(long)]
+    pub no_activate: bool,
+    /// Only if this revision is current (`none`: if there is none yet)
+    #[arg(long, value_name = "REV")]
+    pub expect: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Build {
+    /// The template; it is made when it does not exist
+    pub id: TemplateId,
+    #[command(flatten)]
+    pub inputs: Inputs,
+    #[command(flatten)]
+    pub machine: Machine,
+    #[command(flatten)]
+    pub names: Names,
+    #[command(flatten)]
+    pub activation: Activation,
+    /// Build again although it was built already; other bytes become another revision
+    #[arg(long)]
+    pub force: bool,
+    /// Build again, compare, and publish nothing
+    #[arg(long, conflicts_with = "force")]
+    pub check: bool,
+    /// Reuse only what was built from the same flake reference
+    #[arg(long)]
+    pub strict: bool,
+    /// Wait at most this many seconds for another process that builds the same
+    #[arg(long, value_name = "SECONDS")]
+    pub wait: Option<u64>,
+    /// The command that builds; it writes to the directory in $OUT
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Publish {
+    /// The template; it is made when it does not exist
+    pub id: TemplateId,
+    /// The directory that holds the artifacts
+    pub dir: Utf8PathBuf,
+    /// Move the directory itself; it must be on the store's file system
+    #[arg(long = "move")]
+    pub move_in: bool,
+    #[command(flatten)]
+    pub inputs: Inputs,
+    #[command(flatten)]
+    pub machine: Machine,
+    #[command(flatten)]
+    pub names: Names,
+    #[command(flatten)]
+    pub activation: Activation,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Lookup {
+    /// Only revisions of this template
+    pub id: Option<TemplateId>,
+    #[command(flatten)]
+    pub inputs: Inputs,
+    /// Only what was built from the same flake reference
+    #[arg(long)]
+    pub strict: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Activate {
+    /// The template
+    pub id: TemplateId,
+    /// The revision
+    pub revision: RevisionId,
+    /// Only if this revision is current (`none`: if there is none yet)
+    #[arg(long, value_name = "REV")]
+    pub expect: Option<String>,
+}
+
+/// `ID` or `ID@REVISION`.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub template: TemplateId,
+    pub revision: Option<RevisionId>,
+}
+
+impl std::str::FromStr for Target {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        Ok(match text.split_once('@') {
+            Some((template, revision)) => Target { template: template.parse()?, revision: Some(revision.parse()?) },
+            None => Target { template: text.parse()?, revision: None },
+        })
+    }
+}
+
+pub(crate) fn completions(shell: clap_complete::Shell) {
+    clap_complete::generate(shell, &mut Args::command(), "template-store", &mut std::io::stdout());
+}

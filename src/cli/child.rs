@@ -1,0 +1,109 @@
+//! Commands that this program runs and watches.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IsTerminal};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread;
+
+use rustix::process::{Pid, Signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// The hidden first word that makes this program the starter of a builder's command.
+pub(crate) const HELPER: &str = "__exec-for";
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ended {
+    pub status: ExitStatus,
+    /// The signal that asked us to stop meanwhile, if one did.
+    pub asked_to_stop: Option<i32>,
+}
+
+impl Ended {
+    /// The code that a shell would give.
+    pub fn code(self) -> u8 {
+        match (self.status.code(), self.status.signal()) {
+            (Some(code), _) => code as u8,
+            (None, Some(signal)) => 128 + signal as u8,
+            (None, None) => 1,
+        }
+    }
+
+    pub fn describe(self) -> String {
+        match (self.status.code(), self.status.signal()) {
+            (Some(code), _) => format!("exited with code {code}"),
+            (None, Some(signal)) => format!("was ended by signal {signal}"),
+            (None, None) => "ended in an unknown way".into(),
+        }
+    }
+}
+
+/// A command that the kernel ends when this process dies, so that nobody writes into a draft that another took over.
+pub(crate) fn bound_to_us(words: &[OsString]) -> io::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg(HELPER).arg(std::process::id().to_string()).args(words);
+    Ok(command)
+}
+
+/// The helper: asks to die with its parent, then becomes the command. `words`: the parent's pid and the command.
+pub(crate) fn exec(words: &[OsString]) -> ExitCode {
+    let [parent, program, arguments @ ..] = words else {
+        eprintln!("error: {HELPER} is for template-store's own use");
+        return ExitCode::from(2);
+    };
+    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(Signal::KILL)) {
+        eprintln!("error: cannot bind {} to its builder: {error}", program.display());
+        return ExitCode::from(126);
+    }
+    // The parent may have died before it was asked about.
+    let alive = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().to_string());
+    if alive.as_deref().map(OsStr::new) != Some(parent) {
+        return ExitCode::from(126);
+    }
+    let error = Command::new(program).args(arguments).exec();
+    eprintln!("error: cannot run {}: {error}", program.display());
+    ExitCode::from(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 })
+}
+
+/// Starts a command and waits for it; signals that this process gets are passed on to it.
+///
+/// `started` is called when the command runs.
+pub(crate) fn supervise(command: &mut Command, started: impl FnOnce()) -> io::Result<Ended> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    let handle = signals.handle();
+    let mut child = command.spawn()?;
+    started();
+    let asked = Arc::new(AtomicI32::new(0));
+    let watcher = {
+        let (pid, asked) = (pid_of(&child), asked.clone());
+        thread::spawn(move || {
+            for signal in signals.forever() {
+                asked.store(signal, Ordering::Relaxed);
+                pass_on(signal, pid);
+            }
+        })
+    };
+    let status = child.wait();
+    handle.close();
+    let _ = watcher.join();
+    let asked = asked.load(Ordering::Relaxed);
+    Ok(Ended { status: status?, asked_to_stop: (asked != 0).then_some(asked) })
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_child(child)
+}
+
+fn pass_on(signal: i32, pid: Pid) {
+    // What is typed at a terminal goes to the whole group: the command has it already.
+    if matches!(signal, SIGINT | SIGQUIT) && io::stdin().is_terminal() {
+        return;
+    }
+    if let Some(signal) = Signal::from_named_raw(signal) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}

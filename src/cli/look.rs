@@ -1,0 +1,258 @@
+//! Commands that only look.
+
+use camino::Utf8PathBuf;
+use serde_json::{Value, json};
+use template_store::{Error, Match, Result as StoreResult, Revision, RevisionId, Store, TemplateId, TemplateSpec};
+
+use super::args::{Lookup, Target};
+use super::build::inputs;
+use super::output::{revision_json, size, table};
+use super::run::revision;
+use super::terminal::Terminal;
+use super::{Failure, Result, Session, Status};
+
+pub(crate) fn lookup(session: &Session, args: &Lookup) -> Result {
+    let store = session.open()?;
+    let inputs = inputs(&store, args.id.as_ref(), &args.inputs)?;
+    let matching = if args.strict { Match::Strict } else { Match::Sources };
+    let mut terminal = Terminal::new(session.output);
+    match store.lookup_with(args.id.as_ref(), &inputs, matching, &mut terminal)? {
+        Some(revision) => {
+            let notes = terminal.notes();
+            let document = || {
+                let mut document = revision_json(&revision);
+                document["found"] = true.into();
+                document["notes"] = notes.into();
+                document
+            };
+            session.output.result(document, || revision.path().into_string());
+            Ok(Status::Done)
+        }
+        None => {
+            let key = inputs.key();
+            session.output.result(|| json!({ "found": false, "cache_key": key }), String::new);
+            session.output.note(&format!("nothing was built from these inputs (cache key {key})"));
+            Ok(Status::NotFound)
+        }
+    }
+}
+
+/// A template, as far as it can be read.
+struct Summary {
+    id: TemplateId,
+    spec: StoreResult<TemplateSpec>,
+    current: StoreResult<Option<RevisionId>>,
+    revisions: Vec<(RevisionId, StoreResult<Revision>)>,
+}
+
+impl Summary {
+    fn of(store: &Store, id: &TemplateId) -> Result<Summary> {
+        let revisions = store.revisions(id)?.into_iter().map(|revision| {
+            let opened = store.revision(id, &revision);
+            (revision, opened)
+        });
+        let revisions = revisions.collect();
+        Ok(Summary { id: id.clone(), spec: store.template(id), current: current(store, id), revisions })
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let spec = self.spec.as_ref().err();
+        let current = self.current.as_ref().err();
+        let revisions = self.revisions.iter().filter_map(|(_, revision)| revision.as_ref().err());
+        spec.into_iter().chain(current).chain(revisions).map(ToString::to_string).collect()
+    }
+
+    fn current(&self) -> Option<&RevisionId> {
+        self.current.as_ref().ok().and_then(Option::as_ref)
+    }
+
+    /// Bytes of all artifacts, each revision counted by itself.
+    fn bytes(&self) -> u64 {
+        self.revisions.iter().filter_map(|(_, revision)| revision.as_ref().ok()).map(bytes).sum()
+    }
+
+    fn json(&self) -> Value {
+        let revisions = self.revisions.iter().map(|(id, revision)| match revision {
+            Ok(revision) => json!({
+                "revision": id,
+                "path": revision.path(),
+                "built_at": revision.build().built_at,
+                "published_at": revision.record().published_at,
+                "bytes": bytes(revision),
+                "current": self.current() == Some(id),
+            }),
+            Err(error) => json!({ "revision": id, "problem": error.to_string() }),
+        });
+        json!({
+            "template": self.id,
+            "spec": self.spec.as_ref().ok(),
+            "current": self.current(),
+            "revisions": revisions.collect::<Vec<_>>(),
+            "problems": self.problems(),
+        })
+    }
+}
+
+/// The current revision's id, if it resolves.
+fn current(store: &Store, id: &TemplateId) -> StoreResult<Option<RevisionId>> {
+    match store.current(id) {
+        Ok(revision) => Ok(Some(revision.id().clone())),
+        Err(Error::NoCurrent { .. }) => Ok(None),
+        // What is wrong with the revision is said beside the revision.
+        Err(error @ Error::DanglingCurrent { .. }) => Err(error),
+        Err(_) => store.current_id(id),
+    }
+}
+
+/// Bytes of a revision's artifacts.
+fn bytes(revision: &Revision) -> u64 {
+    match &revision.record().contents {
+        Some(contents) => contents.iter().map(|content| content.size).sum(),
+        None => {
+            let named =
+                [Some(revision.kernel()), Some(revision.rootfs()), Some(revision.fc_base_config()), revision.initrd()];
+            named.into_iter().flatten().filter_map(|path| path.metadata().ok()).map(|metadata| metadata.len()).sum()
+        }
+    }
+}
+
+pub(crate) fn list(session: &Session) -> Result {
+    let store = session.open()?;
+    let summaries: Vec<Summary> = store.templates()?.iter().map(|id| Summary::of(&store, id)).collect::<Result<_>>()?;
+    let row = |summary: &Summary| {
+        let spec = summary.spec.as_ref().ok();
+        let text = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+        vec![
+            summary.id.to_string(),
+            text(summary.current().map(ToString::to_string)),
+            summary.revisions.len().to_string(),
+            text(spec.map(|spec| spec.profile.clone())),
+            text(spec.map(|spec| spec.role.clone())),
+            text(spec.map(|spec| spec.vcpus.to_string())),
+            text(spec.map(|spec| format!("{} MiB", spec.mem_mib))),
+            size(summary.bytes()),
+        ]
+    };
+    let header = ["TEMPLATE", "CURRENT", "REVISIONS", "PROFILE", "ROLE", "VCPUS", "MEMORY", "SIZE"];
+    session.output.result(
+        || summaries.iter().map(Summary::json).collect(),
+        || match summaries.is_empty() {
+            true => "there is no template yet".into(),
+            false => table(&header, summaries.iter().map(row)),
+        },
+    );
+    for problem in summaries.iter().flat_map(Summary::problems) {
+        session.output.note(&problem);
+    }
+    Ok(Status::Done)
+}
+
+pub(crate) fn show(session: &Session, target: &Target) -> Result {
+    let store = session.open()?;
+    if target.revision.is_some() {
+        let revision = revision(&store, target)?;
+        session.output.result(
+            || {
+                let mut document = revision_json(&revision);
+                document["record"] = json!(revision.record());
+                document
+            },
+            || show_revision(&revision),
+        );
+        return Ok(Status::Done);
+    }
+    let summary = Summary::of(&store, &target.template)?;
+    let problems = summary.problems();
+    session.output.result(|| summary.json(), || show_template(&summary));
+    for problem in &problems {
+        session.output.note(problem);
+    }
+    Ok(if problems.is_empty() { Status::Done } else { Status::Damaged })
+}
+
+fn show_template(summary: &Summary) -> String {
+    let mut text = format!("template  {}\n", summary.id);
+    if let Ok(spec) = &summary.spec {
+        text += &format!("flake     {}\nprofile   {}\nrole      {}\n", spec.flake_ref, spec.profile, spec.role);
+        text += &format!("machine   {} vcpus, {} MiB", spec.vcpus, spec.mem_mib);
+        text += &match spec.data_disk_mib {
+            0 => "\n".to_owned(),
+            mib => format!(", data disk {mib} MiB\n"),
+        };
+        text += &format!("created   {}\n", spec.created_at);
+    }
+    text += "\n";
+    let row = |(id, revision): &(RevisionId, StoreResult<Revision>)| {
+        let mark = if summary.current() == Some(id) { "current" } else { "" };
+        match revision {
+            Ok(revision) => vec![id.to_string(), mark.into(), revision.build().built_at.clone(), size(bytes(revision))],
+            Err(_) => vec![id.to_string(), "damaged".into(), "-".into(), "-".into()],
+        }
+    };
+    if summary.revisions.is_empty() {
+        return text + "no revision yet\n";
+    }
+    text + &table(&["REVISION", "", "BUILT", "SIZE"], summary.revisions.iter().map(row))
+}
+
+fn show_revision(revision: &Revision) -> String {
+    let build = revision.build();
+    let mut text = format!("revision  {}@{}\npath      {}\n", revision.template(), revision.id(), revision.path());
+    text += &format!(
+        "built     {} from {} (profile {}, role {})\n",
+        build.built_at, build.flake_ref, build.profile, build.role
+    );
+    if let Some(origin) = &revision.record().reused_from {
+        text += &format!("reused    the files of {}@{}\n", origin.template, origin.revision);
+    }
+    if let Some(key) = revision.cache_key() {
+        text += &format!("key       {key}\n");
+    }
+    text += &format!("machine   {} vcpus, {} MiB\n\n", build.vcpus, build.mem_mib);
+    if revision.record().contents.is_none() {
+        return text + "made by mvm: it lists no contents\n";
+    }
+    let row = |content: &template_store::Content| {
+        vec![content.path.to_string(), size(content.size), content.blake3.to_string()]
+    };
+    text + &table(&["FILE", "SIZE", "BLAKE3"], revision.contents().iter().map(row))
+}
+
+pub(crate) fn path(session: &Session, target: &Target, artifact: Option<&str>) -> Result {
+    let store = session.open()?;
+    let revision = revision(&store, target)?;
+    let path = match artifact {
+        None => revision.path(),
+        Some(name) => artifact_path(&revision, name)?,
+    };
+    session.output.result(|| json!({ "path": path }), || path.to_string());
+    Ok(Status::Done)
+}
+
+fn artifact_path(revision: &Revision, name: &str) -> Result<Utf8PathBuf> {
+    let missing = || Failure::Other(format!("{}@{} has no {name}", revision.template(), revision.id()), 3);
+    let path = match name {
+        "vmlinux" | "kernel" => revision.kernel(),
+        "rootfs" => revision.rootfs(),
+        "fc-base" => revision.fc_base_config(),
+        "initrd" => revision.initrd().ok_or_else(missing)?,
+        _ => revision.artifact(&name.parse()?),
+    };
+    if path.is_file() { Ok(path) } else { Err(missing()) }
+}
+
+pub(crate) fn history(session: &Session, id: &TemplateId) -> Result {
+    let store = session.open()?;
+    let history = store.history(id)?;
+    let row = |entry: &template_store::Activation| {
+        vec![entry.at.to_string(), entry.revision.to_string(), format!("{:?}", entry.action).to_lowercase()]
+    };
+    session.output.result(
+        || json!(history),
+        || match history.is_empty() {
+            true => format!("{id} has had no current revision"),
+            false => table(&["WHEN", "REVISION", "WHY"], history.iter().map(row)),
+        },
+    );
+    Ok(Status::Done)
+}

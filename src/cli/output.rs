@@ -1,0 +1,88 @@
+//! Results on stdout: text for people, or one JSON document; everything else on stderr.
+
+use std::io::{IsTerminal, Write};
+
+use serde_json::{Value, json};
+use template_store::Revision;
+
+pub(crate) struct Output {
+    json: bool,
+    quiet: bool,
+}
+
+impl Output {
+    pub fn new(json: bool, quiet: bool) -> Output {
+        Output { json, quiet }
+    }
+
+    /// The result of a command, in the form that was asked for.
+    pub fn result(&self, document: impl FnOnce() -> Value, text: impl FnOnce() -> String) {
+        if self.json {
+            print(&format!("{:#}\n", document()));
+        } else {
+            let text = text();
+            let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+            print(&format!("{text}{end}"));
+        }
+    }
+
+    /// Something that the user should know.
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("note: {text}");
+        }
+    }
+
+    pub fn failure(&self, text: &str, code: u8) {
+        eprintln!("error: {text}");
+        if self.json {
+            print(&format!("{:#}\n", json!({ "error": text, "exit_code": code })));
+        }
+    }
+
+    /// Whether long work may draw on the terminal.
+    pub fn draws(&self) -> bool {
+        !self.quiet && !self.json && std::io::stderr().is_terminal()
+    }
+}
+
+/// A reader that has seen enough is no error.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// A table without lines.
+pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::NOTHING).set_header(header.to_vec()).add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+/// A revision as JSON.
+pub(crate) fn revision_json(revision: &Revision) -> Value {
+    json!({
+        "template": revision.template(),
+        "revision": revision.id(),
+        "path": revision.path(),
+        "kernel": revision.kernel(),
+        "rootfs": revision.rootfs(),
+        "fc_base_config": revision.fc_base_config(),
+        "initrd": revision.initrd(),
+        "cache_key": revision.cache_key(),
+    })
+}
+
+/// A size for people, in powers of 1024.
+pub(crate) fn size(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}

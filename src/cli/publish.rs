@@ -1,0 +1,27 @@
+//! `publish`: files that were built elsewhere.
+
+use template_store::{Import, ImportOptions};
+
+use super::args::Publish;
+use super::build::{inputs, publish_options, report, seal_options};
+use super::terminal::Terminal;
+use super::{Result, Session, Status};
+
+pub(crate) fn publish(session: &Session, args: &Publish) -> Result {
+    let store = session.open_or_init()?;
+    // Without a lock file, nothing is known of what it was made from, and no look-up will find it.
+    let inputs = match &args.inputs.flake_lock {
+        Some(_) => Some(inputs(&store, Some(&args.id), &args.inputs)?),
+        None => None,
+    };
+    let options = ImportOptions::default()
+        .how(if args.move_in { Import::Move } else { Import::Copy })
+        .inputs(inputs)
+        .resources(args.machine.resources())
+        .seal(seal_options(&args.names))
+        .publish(publish_options(&args.activation)?);
+    let mut terminal = Terminal::new(session.output);
+    let published = store.publish_dir_with(&args.id, &args.dir, &options, &mut terminal)?;
+    report(session.output, "published", &published, terminal.notes());
+    Ok(Status::Done)
+}
