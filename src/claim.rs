@@ -23,9 +23,9 @@ use crate::progress::Progress;
 #[derive(Debug)]
 pub(crate) enum Claimed {
     /// Nobody else builds it.
-    Mine(Claim),
+    Mine(Box<Claim>),
     /// Somebody else built it while we waited.
-    Ended { attempt: Attempt, outcome: Outcome },
+    Ended { attempt: Box<Attempt>, outcome: Outcome },
 }
 
 /// The right to build a key. Dropped without an end, it tells the others that the build failed.
@@ -63,7 +63,7 @@ pub(crate) fn claim(
                     core.disk.unlink_if_there(&path)?;
                 }
                 let outcome = outcome.clone();
-                return Ok(Claimed::Ended { attempt: last.expect("it was just looked at"), outcome });
+                return Ok(Claimed::Ended { attempt: Box::new(last.expect("it was just looked at")), outcome });
             }
             _ if !lock.still_named()? => continue,
             dead => {
@@ -72,7 +72,7 @@ pub(crate) fn claim(
                 if let Some(dead) = dead {
                     remove_draft_of(core, &dead);
                 }
-                return Ok(Claimed::Mine(claim));
+                return Ok(Claimed::Mine(Box::new(claim)));
             }
         }
     }
@@ -91,7 +91,7 @@ fn wait_for(lock: &Flock, pauses: &mut BackOff, progress: &mut dyn Progress) -> 
         }
         if !pauses.pause() {
             return Err(match told {
-                Some(attempt) => Error::BuildInProgress { attempt, waited: pauses.waited() },
+                Some(attempt) => Error::BuildInProgress { attempt: Box::new(attempt), waited: pauses.waited() },
                 None => crate::error::PathError {
                     doing: "wait for",
                     path: lock.path().to_owned(),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -10,9 +11,10 @@ use crate::claim::Claim;
 use crate::compare::{Difference, differences};
 use crate::core::Core;
 use crate::error::{Error, Result};
-use crate::format::{Content, Outcome, TemplateSpec};
+use crate::format::{Content, Outcome, RevisionRecord, TemplateSpec};
 use crate::fs::lock::Flock;
 use crate::inputs::BuildInputs;
+use crate::layout::REVISION_JSON;
 use crate::options::{Known, SealOptions};
 use crate::progress::Progress;
 use crate::revision::Revision;
@@ -45,16 +47,21 @@ pub(crate) struct DraftDir {
     core: Arc<Core>,
     lock: Option<Flock>,
     unpublished: Unpublished,
+    has_record: AtomicBool,
 }
 
 impl DraftDir {
     pub fn new(core: &Arc<Core>) -> Result<DraftDir> {
-        Ok(DraftDir { core: core.clone(), lock: Some(core.new_draft_dir()?), unpublished: Unpublished::Remove })
+        Ok(DraftDir::held(core, core.new_draft_dir()?, Unpublished::Remove))
     }
 
     /// Takes a directory that exists, to be moved in.
     pub fn adopt(core: &Arc<Core>, lock: Flock) -> DraftDir {
-        DraftDir { core: core.clone(), lock: Some(lock), unpublished: Unpublished::Keep }
+        DraftDir::held(core, lock, Unpublished::Keep)
+    }
+
+    fn held(core: &Arc<Core>, lock: Flock, unpublished: Unpublished) -> DraftDir {
+        DraftDir { core: core.clone(), lock: Some(lock), unpublished, has_record: AtomicBool::new(false) }
     }
 
     pub fn path(&self) -> &Utf8Path {
@@ -69,8 +76,17 @@ impl DraftDir {
         }
     }
 
+    /// Writes `revision.json`; its bytes are durable, its name is not.
+    pub fn write_record(&self, record: &RevisionRecord) -> Result<()> {
+        let path = self.path().join(REVISION_JSON);
+        self.core.disk.write_new(&path, &record.to_json())?;
+        self.has_record.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Makes the directory visible as `target`; its lock is the lease of what it is now.
     pub fn publish(mut self, target: &Utf8Path) -> Result<Arc<Flock>> {
+        self.check()?;
         self.core.disk.publish_dir(self.path(), target)?;
         let lock = self.lock.take().expect("it was there a line ago");
         Ok(self.core.share_lease(lock.moved_to(target)))
@@ -85,9 +101,15 @@ impl DraftDir {
 
 impl Drop for DraftDir {
     fn drop(&mut self) {
-        if let (Some(lock), Unpublished::Remove) = (&self.lock, self.unpublished) {
-            let _ = self.core.disk.remove_tree(lock.path());
-        }
+        let Some(lock) = &self.lock else { return };
+        let _ = match self.unpublished {
+            Unpublished::Remove => self.core.disk.remove_tree(lock.path()),
+            // The user can try again with what is there, so the record that we put there must go.
+            Unpublished::Keep if self.has_record.load(Ordering::Relaxed) => {
+                self.core.disk.unlink(lock.path().join(REVISION_JSON))
+            }
+            Unpublished::Keep => Ok(()),
+        };
     }
 }
 
@@ -101,15 +123,15 @@ impl Drop for DraftDir {
 pub struct Draft {
     pub(crate) core: Arc<Core>,
     pub(crate) dir: DraftDir,
-    pub(crate) purpose: Purpose,
-    pub(crate) claim: Option<Claim>,
+    pub(crate) purpose: Box<Purpose>,
+    pub(crate) claim: Option<Box<Claim>>,
     pub(crate) started: Instant,
     /// Files that the store itself put there, and hashed on the way.
     pub(crate) imported: HashMap<ArtifactPath, Content>,
 }
 
 impl Draft {
-    pub(crate) fn new(core: &Arc<Core>, purpose: Purpose, mut claim: Option<Claim>) -> Result<Draft> {
+    pub(crate) fn new(core: &Arc<Core>, purpose: Box<Purpose>, mut claim: Option<Box<Claim>>) -> Result<Draft> {
         let dir = DraftDir::new(core)?;
         if let Some(claim) = &mut claim {
             claim.building_in(dir.path())?;

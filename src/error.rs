@@ -213,7 +213,7 @@ pub enum Error {
     #[error("process {} has been building this since {} (template {}{}); {} passed without an end", attempt.pid, attempt.started_at, attempt.template, command(attempt), seconds(waited))]
     BuildInProgress {
         /// Who builds.
-        attempt: Attempt,
+        attempt: Box<Attempt>,
         /// How long this process waited.
         waited: Duration,
     },
@@ -221,7 +221,7 @@ pub enum Error {
     #[error("the build by process {} failed: {message}", attempt.pid)]
     BuildFailed {
         /// Who built.
-        attempt: Attempt,
+        attempt: Box<Attempt>,
         /// Its error.
         message: String,
     },

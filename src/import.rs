@@ -70,7 +70,7 @@ impl ImportOptions {
 
 pub(crate) fn publish_dir(
     core: &Arc<Core>,
-    purpose: Purpose,
+    purpose: Box<Purpose>,
     dir: &Utf8Path,
     options: &ImportOptions,
     progress: &mut dyn Progress,
@@ -100,7 +100,7 @@ fn outside(core: &Core, dir: &Utf8Path) -> Result<Utf8PathBuf> {
 /// Copies all files to a draft, several at a time.
 fn copied(
     core: &Arc<Core>,
-    purpose: Purpose,
+    purpose: Box<Purpose>,
     dir: &Utf8Path,
     options: &ImportOptions,
     progress: &mut dyn Progress,
@@ -140,7 +140,7 @@ fn check_space(core: &Core, dir: &Utf8Path, draft: &Draft, survey: &Survey) -> R
 
 /// Takes the directory itself as the draft. It stays where it is until the one rename that publishes it, so
 /// that neither an error nor a crash loses anything of it.
-fn moved(core: &Arc<Core>, purpose: Purpose, dir: &Utf8Path) -> Result<Draft> {
+fn moved(core: &Arc<Core>, purpose: Box<Purpose>, dir: &Utf8Path) -> Result<Draft> {
     let (ours, theirs) = (read::metadata(&core.layout.templates())?, read::metadata(dir)?);
     if !FileId::of(&ours).same_file_system(FileId::of(&theirs)) {
         return Err(std::io::Error::from(std::io::ErrorKind::CrossesDevices)).at("move", dir).map_err(Error::from);

@@ -1,7 +1,5 @@
 //! Opening and making stores.
 
-use std::io;
-
 use camino::Utf8Path;
 
 use crate::core::{Core, Standing};
@@ -85,10 +83,8 @@ fn make_root(disk: &Disk, root: &Utf8Path) -> Result<()> {
         return Ok(());
     }
     make_root(disk, parent_of(root))?;
-    match disk.mkdir(root, 0o777) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        made => Ok(made.and_then(|()| disk.fsync_dir(dir_of(root)))?),
-    }
+    disk.ensure_dir(root)?;
+    Ok(disk.fsync_dir(dir_of(root))?)
 }
 
 fn dir_of(path: &Utf8Path) -> &Utf8Path {

@@ -178,11 +178,10 @@ fn heal_files(core: &Core, commit: &Commit, id: &RevisionId, progress: &mut dyn 
 fn add(core: &Arc<Core>, commit: Commit, id: RevisionId) -> Result<Revision> {
     let Commit { template, dir, dirs, record, contents, .. } = commit;
     let record = finish(core, record, &id, contents);
-    core.disk.write_new(&dir.path().join(REVISION_JSON), &record.to_json())?;
+    dir.write_record(&record)?;
     for dir in &dirs {
         core.disk.fsync_dir(dir)?;
     }
-    dir.check()?;
     let lease = dir.publish(&core.layout.revision(&template, &id))?;
     Revision::held(core, &template, &id, lease)
 }

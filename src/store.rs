@@ -266,6 +266,8 @@ impl Store {
         if let Some((path, problem)) = revision.first_damage()? {
             return Err(Error::Damaged { path, problem: problem.to_owned() });
         }
+        // Whoever published it may have died before its name was durable.
+        self.core.disk.fsync_dir(&self.core.layout.artifacts(&lock.id))?;
         activate_existing(&self.core, lock, &revision, &PublishOptions::default().expect(expect), action)?;
         Ok(revision)
     }
@@ -448,13 +450,13 @@ impl Store {
         resources: Option<Resources>,
         known: Known,
         command: &str,
-    ) -> Result<Purpose> {
+    ) -> Result<Box<Purpose>> {
         let spec = match template::spec_if_there(&self.core, template)? {
             Some(spec) => spec,
             None => self.new_spec(template, inputs, resources.unwrap_or_default())?,
         };
         let (template, inputs, command) = (template.clone(), inputs.cloned(), command.to_owned());
-        Ok(Purpose { template, spec, inputs, known, command })
+        Ok(Box::new(Purpose { template, spec, inputs, known, command }))
     }
 
     fn new_spec(
@@ -493,7 +495,7 @@ fn check(spec: &TemplateSpec) -> Result<TemplateId> {
 }
 
 /// A draft that files are copied to.
-pub(crate) fn draft_without_claim(core: &Arc<Core>, dir: DraftDir, purpose: Purpose) -> Draft {
+pub(crate) fn draft_without_claim(core: &Arc<Core>, dir: DraftDir, purpose: Box<Purpose>) -> Draft {
     Draft { core: core.clone(), dir, purpose, claim: None, started: Instant::now(), imported: HashMap::new() }
 }
 

@@ -49,15 +49,21 @@ pub(crate) fn missing(id: &TemplateId, error: PathError) -> Error {
     if error.is_not_found() { Error::TemplateNotFound { template: id.clone() } } else { error.into() }
 }
 
-/// Makes a template that does not exist; `false` when somebody else was first.
+/// Makes a template if there is none; `false` when there was one. It is durable when this returns.
 ///
 /// It is built as a draft and made visible by one rename. A crash leaves it whole or not at all, and at most
 /// a dead draft.
 pub(crate) fn create(core: &Core, id: &TemplateId, spec: &TemplateSpec) -> Result<bool> {
-    let target = core.layout.template(id);
-    if read::exists(&target)? {
-        return Ok(false);
+    let made = !read::exists(&core.layout.template(id))? && make(core, id, spec)?;
+    if !made {
+        // Whoever made it may have died before its name was durable.
+        core.disk.fsync_dir(&core.layout.templates())?;
     }
+    Ok(made)
+}
+
+fn make(core: &Core, id: &TemplateId, spec: &TemplateSpec) -> Result<bool> {
+    let target = core.layout.template(id);
     let draft = core.new_draft_dir()?;
     let made = fill(core, &draft, spec).and_then(|()| core.disk.publish_dir(draft.path(), &target));
     match made {

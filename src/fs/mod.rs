@@ -53,7 +53,11 @@ impl Disk {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(mode).custom_flags(libc::O_NOFOLLOW);
         let mut file = None;
-        self.step(|| Op::Create { path: path.into() }, || Ok(file = Some(options.open(path)?))).at("create", path)?;
+        let mut open = || {
+            file = Some(options.open(path)?);
+            Ok(())
+        };
+        self.step(|| Op::Create { path: path.into() }, &mut open).at("create", path)?;
         match file {
             Some(file) => Ok(file),
             None => Err(io::Error::other("the step was left out")).at("create", path),
