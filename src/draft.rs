@@ -177,6 +177,30 @@ impl Draft {
     ///
     /// # Errors
     /// As [`seal`](Draft::seal).
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # use template_store::{Build, BuildInputs};
+    /// # let inputs = BuildInputs::new("lock".parse()?, "minimal".parse()?, "worker".parse()?);
+    /// use template_store::{ArtifactNames, SealOptions};
+    ///
+    /// let names = ArtifactNames::default().vmlinux("bzImage".parse::<template_store::ArtifactPath>()?);
+    /// let options = SealOptions::default().names(names).revision("2026.11".parse::<template_store::RevisionId>()?);
+    /// if let Build::Draft(draft) = store.build(&web, &inputs)? {
+    ///     for name in ["bzImage", "rootfs.ext4", "fc-base.json"] {
+    ///         std::fs::write(draft.path().join(name), "{}").unwrap();
+    ///     }
+    ///     let revision = draft.seal_with(&options, &mut ())?.publish()?;
+    ///     assert_eq!(revision.id().as_str(), "2026.11");
+    /// }
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn seal_with(self, options: &SealOptions, progress: &mut dyn Progress) -> Result<Sealed> {
         match seal::seal(&self, options, progress) {
             Ok(files) => Ok(Sealed::new(self, options, files)),
@@ -222,6 +246,22 @@ impl Draft {
     ///
     /// # Errors
     /// The draft could not be removed.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # use template_store::{Build, BuildInputs};
+    /// # let inputs = BuildInputs::new("lock".parse()?, "minimal".parse()?, "worker".parse()?);
+    /// if let Build::Draft(draft) = store.build(&web, &inputs)? {
+    ///     draft.fail("the kernel does not compile")?;
+    /// }
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn fail(mut self, message: impl Into<String>) -> Result<()> {
         match self.claim.take() {
             Some(claim) => claim.end(Outcome::Failed(message.into())),
@@ -233,6 +273,22 @@ impl Draft {
     ///
     /// # Errors
     /// The draft could not be removed.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # use template_store::{Build, BuildInputs};
+    /// # let inputs = BuildInputs::new("lock".parse()?, "minimal".parse()?, "worker".parse()?);
+    /// if let Build::Draft(draft) = store.build(&web, &inputs)? {
+    ///     draft.abandon()?;
+    /// }
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn abandon(mut self) -> Result<()> {
         match self.claim.take() {
             Some(claim) => claim.abandon(),

@@ -78,6 +78,21 @@ impl BuildInputs {
     ///
     /// # Errors
     /// A file that can't be read, or a name that is not UTF-8.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// use template_store::BuildInputs;
+    ///
+    /// let inputs = BuildInputs::new("lock".parse()?, "minimal".parse()?, "worker".parse()?).with_source_tree(&files)?;
+    /// assert!(inputs.source_hash().is_some());
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn with_source_tree(mut self, dir: impl AsRef<Utf8Path>) -> Result<Self> {
         self.source_hash = Some(tree_digest(dir.as_ref())?);
         Ok(self)

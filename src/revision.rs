@@ -158,6 +158,24 @@ impl Revision {
     ///
     /// # Errors
     /// No descriptor is left.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// use std::process::Command;
+    ///
+    /// let revision = store.publish_dir(&web, &files)?;
+    /// let inherited = revision.lease_for_child()?;
+    /// let mut child = Command::new("cat").arg(revision.kernel()).spawn().unwrap();
+    /// drop(inherited);
+    /// child.wait().unwrap();
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn lease_for_child(&self) -> Result<OwnedFd> {
         Ok(self.lease.for_child()?)
     }

@@ -66,6 +66,29 @@ impl Sealed {
     /// # Errors
     /// [`Error::RevisionDiffers`] if the id is taken by other contents, or an error of the disk. The sealed
     /// files are gone then, and those who wait for the same build get the same error.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # use template_store::{Build, BuildInputs};
+    /// # let inputs = BuildInputs::new("lock".parse()?, "minimal".parse()?, "worker".parse()?);
+    /// # fn run_build(out: &camino::Utf8Path) {
+    /// #     for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(out.join(name), "{}").unwrap(); }
+    /// # }
+    /// if let Build::Draft(draft) = store.build(&web, &inputs)? {
+    ///     run_build(draft.path());
+    ///     let sealed = draft.seal()?;
+    ///     assert_eq!(sealed.contents().len(), 3);
+    ///     let revision = sealed.publish()?;
+    ///     assert_eq!(store.current(&web)?.id(), revision.id());
+    /// }
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn publish(self) -> Result<Revision> {
         Ok(self.publish_with(&PublishOptions::default(), &mut ())?.revision)
     }
@@ -74,6 +97,30 @@ impl Sealed {
     ///
     /// # Errors
     /// As [`publish`](Sealed::publish); [`Error::CurrentMoved`] if `current` is not what was expected.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # use template_store::{Build, BuildInputs};
+    /// # let inputs = BuildInputs::new("lock".parse()?, "minimal".parse()?, "worker".parse()?);
+    /// # fn run_build(out: &camino::Utf8Path) {
+    /// #     for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(out.join(name), "{}").unwrap(); }
+    /// # }
+    /// use template_store::{Activate, PublishOptions};
+    ///
+    /// if let Build::Draft(draft) = store.build(&web, &inputs)? {
+    ///     run_build(draft.path());
+    ///     let options = PublishOptions::default().activate(Activate::No);
+    ///     let published = draft.seal()?.publish_with(&options, &mut ())?;
+    ///     assert_eq!(store.current_id(&web)?, None);
+    /// }
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn publish_with(self, options: &PublishOptions, progress: &mut dyn Progress) -> Result<Published> {
         let Sealed { mut draft, files, names, id, took } = self;
         let claim = draft.claim.take();

@@ -73,6 +73,18 @@ impl Store {
     /// # Errors
     /// [`Error::NoStore`], [`Error::NotAStore`], [`Error::NetworkFileSystem`], or a format that this version
     /// does not know.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// use template_store::{Error, Store};
+    ///
+    /// let missing = Store::open(dir.join("nothing"));
+    /// assert!(matches!(missing, Err(Error::NoStore { .. })));
+    /// Store::open_or_init(dir.join("store"))?;
+    /// Store::open(dir.join("store"))?;
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn open(root: impl AsRef<Utf8Path>) -> Result<Store> {
         Store::open_with(root, &StoreOptions::default())
     }
@@ -81,6 +93,16 @@ impl Store {
     ///
     /// # Errors
     /// As [`open`](Store::open).
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// use template_store::{Store, StoreOptions};
+    ///
+    /// let store = Store::open_with(dir.join("store"), &StoreOptions::default().allow_network_fs())?;
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn open_with(root: impl AsRef<Utf8Path>, options: &StoreOptions) -> Result<Store> {
         Ok(Store { core: Arc::new(open::open(root.as_ref(), options)?) })
     }
@@ -91,6 +113,15 @@ impl Store {
     ///
     /// # Errors
     /// As [`open`](Store::open), and [`Error::NotAdopted`] for a data directory of mvm.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// use template_store::{Durability, Store, StoreOptions};
+    ///
+    /// let store = Store::init(dir.join("scratch"), &StoreOptions::default().durability(Durability::None))?;
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn init(root: impl AsRef<Utf8Path>, options: &StoreOptions) -> Result<Store> {
         Ok(Store { core: Arc::new(open::init(root.as_ref(), options)?) })
     }
@@ -99,6 +130,14 @@ impl Store {
     ///
     /// # Errors
     /// As [`init`](Store::init).
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// assert!(store.layout().format_json().exists());
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn open_or_init(root: impl AsRef<Utf8Path>) -> Result<Store> {
         Store::init(root, &StoreOptions::default())
     }
@@ -146,6 +185,20 @@ impl Store {
     ///
     /// # Errors
     /// A name in the definition that is not valid, or an error of the disk.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// use template_store::{Applied, TemplateConfig};
+    ///
+    /// let text = "template_id = 'web'\nflake_ref = '.'\n[[variants]]\nrole = 'worker'\nvcpus = 2\nmem_mib = 512\n";
+    /// for spec in TemplateConfig::from_toml(text).and_then(|config| config.specs("2026-01-01T00:00:00Z")).unwrap() {
+    ///     assert_eq!(store.apply(&spec)?, Applied::Created);
+    ///     assert_eq!(store.apply(&spec)?, Applied::Unchanged);
+    /// }
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn apply(&self, spec: &TemplateSpec) -> Result<Applied> {
         let _change = self.core.begin_change()?;
         let id: TemplateId = check(spec)?;
@@ -170,6 +223,19 @@ impl Store {
     ///
     /// # Errors
     /// An error of the disk.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// store.publish_dir(&web, &files)?;
+    /// assert_eq!(store.templates()?, [web]);
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn templates(&self) -> Result<Vec<TemplateId>> {
         heal::templates(&self.core)
     }
@@ -178,6 +244,19 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::TemplateNotFound`], or a `template.json` that can't be read.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// store.publish_dir(&web, &files)?;
+    /// assert_eq!(store.template(&web)?.mem_mib, 512);
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn template(&self, id: &TemplateId) -> Result<TemplateSpec> {
         template::spec(&self.core, id)
     }
@@ -186,6 +265,21 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::TemplateNotFound`], or an error of the disk.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # let first = store.publish_dir(&web, &files)?;
+    /// # std::fs::write(files.join("vmlinux"), "a newer kernel").unwrap();
+    /// # let second = store.publish_dir(&web, &files)?;
+    /// assert_eq!(store.revisions(&web)?.len(), 2);
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn revisions(&self, id: &TemplateId) -> Result<Vec<RevisionId>> {
         match heal::templates(&self.core)?.contains(id) {
             true => heal::revisions_of(&self.core, id),
@@ -197,6 +291,22 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::TemplateNotFound`], [`Error::RevisionNotFound`], [`Error::Damaged`].
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # let first = store.publish_dir(&web, &files)?;
+    /// # std::fs::write(files.join("vmlinux"), "a newer kernel").unwrap();
+    /// # let second = store.publish_dir(&web, &files)?;
+    /// let old = store.revision(&web, first.id())?;
+    /// assert_eq!(std::fs::read(old.kernel()).unwrap(), b"{}");
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn revision(&self, id: &TemplateId, revision: &RevisionId) -> Result<Revision> {
         Revision::open(&self.core, id, revision)
     }
@@ -206,6 +316,21 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::TemplateNotFound`], [`Error::NoCurrent`], [`Error::DanglingCurrent`], [`Error::Damaged`].
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # let first = store.publish_dir(&web, &files)?;
+    /// # std::fs::write(files.join("vmlinux"), "a newer kernel").unwrap();
+    /// # let second = store.publish_dir(&web, &files)?;
+    /// assert_eq!(store.current(&web)?.id(), second.id());
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn current(&self, id: &TemplateId) -> Result<Revision> {
         Revision::current(&self.core, id)
     }
@@ -214,6 +339,21 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::TemplateNotFound`], [`Error::DanglingCurrent`] for a text that is no revision id.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # let first = store.publish_dir(&web, &files)?;
+    /// # std::fs::write(files.join("vmlinux"), "a newer kernel").unwrap();
+    /// # let second = store.publish_dir(&web, &files)?;
+    /// assert_eq!(store.current_id(&web)?.as_ref(), Some(second.id()));
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn current_id(&self, id: &TemplateId) -> Result<Option<RevisionId>> {
         match activation::current(&self.core, id)? {
             activation::Current::Revision(revision) => Ok(Some(revision)),
@@ -226,6 +366,22 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::TemplateNotFound`], or an error of the disk.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # let first = store.publish_dir(&web, &files)?;
+    /// # std::fs::write(files.join("vmlinux"), "a newer kernel").unwrap();
+    /// # let second = store.publish_dir(&web, &files)?;
+    /// let history: Vec<_> = store.history(&web)?.into_iter().map(|entry| entry.revision).collect();
+    /// assert_eq!(history, [first.id().clone(), second.id().clone()]);
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn history(&self, id: &TemplateId) -> Result<Vec<Activation>> {
         template::spec(&self.core, id)?;
         let current = activation::current(&self.core, id)?;
@@ -238,6 +394,24 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::RevisionNotFound`], [`Error::CurrentMoved`], [`Error::Damaged`] if a file is missing or changed.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # let first = store.publish_dir(&web, &files)?;
+    /// # std::fs::write(files.join("vmlinux"), "a newer kernel").unwrap();
+    /// # let second = store.publish_dir(&web, &files)?;
+    /// use template_store::Expect;
+    ///
+    /// store.activate(&web, first.id(), Expect::Current(second.id().clone()))?;
+    /// assert_eq!(store.current(&web)?.id(), first.id());
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn activate(&self, id: &TemplateId, revision: &RevisionId, expect: Expect) -> Result<Revision> {
         let _change = self.core.begin_change()?;
         let lock = template::lock(&self.core, id)?;
@@ -248,6 +422,22 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NothingToRollBack`]; else as [`activate`](Store::activate).
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # let first = store.publish_dir(&web, &files)?;
+    /// # std::fs::write(files.join("vmlinux"), "a newer kernel").unwrap();
+    /// # let second = store.publish_dir(&web, &files)?;
+    /// store.rollback(&web)?;
+    /// assert_eq!(store.current(&web)?.id(), first.id());
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn rollback(&self, id: &TemplateId) -> Result<Revision> {
         let _change = self.core.begin_change()?;
         let lock = template::lock(&self.core, id)?;
@@ -278,6 +468,26 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::IsCurrent`], [`Error::InUse`] unless forced; [`Error::RevisionNotFound`].
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # let first = store.publish_dir(&web, &files)?;
+    /// # std::fs::write(files.join("vmlinux"), "a newer kernel").unwrap();
+    /// # let second = store.publish_dir(&web, &files)?;
+    /// use template_store::{Error, Removal};
+    ///
+    /// let id = first.id().clone();
+    /// assert!(matches!(store.remove(&web, &id, Removal::Unused), Err(Error::InUse { .. })));
+    /// drop(first);
+    /// store.remove(&web, &id, Removal::Unused)?;
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn remove(&self, id: &TemplateId, revision: &RevisionId, how: Removal) -> Result<()> {
         removal::remove_revision(&self.core, id, revision, how)
     }
@@ -288,6 +498,22 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::InUse`] unless forced; [`Error::TemplateNotFound`].
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// use template_store::Removal;
+    ///
+    /// store.publish_dir(&web, &files)?;
+    /// store.remove_template(&web, Removal::Unused)?;
+    /// assert!(store.templates()?.is_empty());
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn remove_template(&self, id: &TemplateId, how: Removal) -> Result<()> {
         removal::remove_template(&self.core, id, how)
     }
@@ -296,6 +522,20 @@ impl Store {
     ///
     /// # Errors
     /// An error of the disk. What is damaged is passed over.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # use template_store::{Build, BuildInputs};
+    /// # let inputs = BuildInputs::new("lock".parse()?, "minimal".parse()?, "worker".parse()?);
+    /// assert!(store.lookup(None, &inputs)?.is_none());
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn lookup(&self, template: Option<&TemplateId>, inputs: &BuildInputs) -> Result<Option<Revision>> {
         self.lookup_with(template, inputs, Match::Sources, &mut ())
     }
@@ -304,6 +544,22 @@ impl Store {
     ///
     /// # Errors
     /// As [`lookup`](Store::lookup).
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # use template_store::{Build, BuildInputs};
+    /// # let inputs = BuildInputs::new("lock".parse()?, "minimal".parse()?, "worker".parse()?);
+    /// use template_store::Match;
+    ///
+    /// assert!(store.lookup_with(Some(&web), &inputs, Match::Strict, &mut ())?.is_none());
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn lookup_with(
         &self,
         template: Option<&TemplateId>,
@@ -322,6 +578,30 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::BuildFailed`], [`Error::AlreadyBuilding`], or an error of the disk.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # use template_store::{Build, BuildInputs};
+    /// # let inputs = BuildInputs::new("lock".parse()?, "minimal".parse()?, "worker".parse()?);
+    /// # fn run_build(out: &camino::Utf8Path) {
+    /// #     for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(out.join(name), "{}").unwrap(); }
+    /// # }
+    /// let revision = match store.build(&web, &inputs)? {
+    ///     Build::Reused(revision) => revision,
+    ///     Build::Draft(draft) => {
+    ///         run_build(draft.path());
+    ///         draft.seal()?.publish()?
+    ///     }
+    /// };
+    /// assert!(matches!(store.build(&web, &inputs)?, Build::Reused(_)));
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn build(&self, template: &TemplateId, inputs: &BuildInputs) -> Result<Build> {
         self.build_with(template, inputs, &BuildOptions::default(), &mut ())
     }
@@ -330,6 +610,30 @@ impl Store {
     ///
     /// # Errors
     /// As [`build`](Store::build), and [`Error::BuildInProgress`] when the time to wait is over.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # use template_store::{Build, BuildInputs};
+    /// # let inputs = BuildInputs::new("lock".parse()?, "minimal".parse()?, "worker".parse()?);
+    /// # fn run_build(out: &camino::Utf8Path) {
+    /// #     for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(out.join(name), "{}").unwrap(); }
+    /// # }
+    /// use std::time::Duration;
+    /// use template_store::{BuildOptions, Known, Wait};
+    ///
+    /// let options = BuildOptions::default().known(Known::BuildAgain).wait(Wait::AtMost(Duration::from_secs(600)));
+    /// if let Build::Draft(draft) = store.build_with(&web, &inputs, &options, &mut ())? {
+    ///     run_build(draft.path());
+    ///     draft.seal()?.publish()?;
+    /// }
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn build_with(
         &self,
         template: &TemplateId,
@@ -411,6 +715,29 @@ impl Store {
     ///
     /// # Errors
     /// An error of the disk.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # use template_store::{Build, BuildInputs};
+    /// # let inputs = BuildInputs::new("lock".parse()?, "minimal".parse()?, "worker".parse()?);
+    /// # fn run_build(out: &camino::Utf8Path) {
+    /// #     for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(out.join(name), "{}").unwrap(); }
+    /// # }
+    /// if let Build::Draft(draft) = store.build(&web, &inputs)? {
+    ///     run_build(draft.path());
+    ///     draft.seal()?.publish()?;
+    /// }
+    /// let again = store.rebuild(&web, &inputs)?;
+    /// run_build(again.path());
+    /// assert!(again.compare(&store.current(&web)?, &Default::default(), &mut ())?.is_empty());
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn rebuild(&self, template: &TemplateId, inputs: &BuildInputs) -> Result<Draft> {
         let _change = self.core.begin_change()?;
         let purpose = self.purpose(template, Some(inputs), None, Known::BuildAgain, "")?;
@@ -422,6 +749,19 @@ impl Store {
     /// # Errors
     /// As [`Draft::seal`] and [`Sealed::publish`](crate::Sealed::publish); [`Error::NoSpace`] when they do not
     /// fit. The directory is left as it is.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// let revision = store.publish_dir(&web, &files)?;
+    /// assert_eq!(store.publish_dir(&web, &files)?.id(), revision.id());
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn publish_dir(&self, template: &TemplateId, dir: impl AsRef<Utf8Path>) -> Result<Revision> {
         Ok(self.publish_dir_with(template, dir, &ImportOptions::default(), &mut ())?.revision)
     }
@@ -430,6 +770,22 @@ impl Store {
     ///
     /// # Errors
     /// As [`publish_dir`](Store::publish_dir).
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// use template_store::{Import, ImportOptions};
+    ///
+    /// let options = ImportOptions::default().how(Import::Move);
+    /// store.publish_dir_with(&web, &files, &options, &mut ())?;
+    /// assert!(!files.exists());
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn publish_dir_with(
         &self,
         template: &TemplateId,

@@ -162,6 +162,22 @@ impl RevisionRecord {
     ///
     /// # Errors
     /// Not valid, or of a newer version.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// use template_store::RevisionRecord;
+    ///
+    /// let revision = store.publish_dir(&web, &files)?;
+    /// let bytes = std::fs::read(revision.path().join("revision.json")).unwrap();
+    /// assert_eq!(&RevisionRecord::from_json(&bytes).unwrap(), revision.record());
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn from_json(bytes: &[u8]) -> Result<RevisionRecord, FormatError> {
         let record: RevisionRecord = versioned("revision.json", bytes)?;
         if let Some(contents) = &record.contents {

@@ -170,6 +170,14 @@ impl TemplateSpec {
     ///
     /// # Errors
     /// Not valid, or of a newer version.
+    ///
+    /// ```
+    /// use template_store::TemplateSpec;
+    ///
+    /// let spec = TemplateSpec::new(&"web".parse()?, ".", &"minimal".parse()?, &"worker".parse()?, "2026-01-01T00:00:00Z");
+    /// assert_eq!(TemplateSpec::from_json(&spec.to_json()).unwrap(), spec);
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
     pub fn from_json(bytes: &[u8]) -> Result<TemplateSpec, FormatError> {
         versioned("template.json", bytes)
     }

@@ -1,0 +1,3 @@
+//! The tests of the store as its users see it, in one program.
+
+mod counts;
