@@ -136,7 +136,12 @@ impl Draft {
         if let Some(claim) = &mut claim {
             claim.building_in(dir.path())?;
         }
-        Ok(Draft { core: core.clone(), dir, purpose, claim, started: Instant::now(), imported: HashMap::new() })
+        Ok(Draft { claim, ..Draft::in_dir(core, dir, purpose) })
+    }
+
+    /// A draft in a directory that there is, which nobody waits for.
+    pub(crate) fn in_dir(core: &Arc<Core>, dir: DraftDir, purpose: Box<Purpose>) -> Draft {
+        Draft { core: core.clone(), dir, purpose, claim: None, started: Instant::now(), imported: HashMap::new() }
     }
 
     /// The directory to fill, with any tree of regular files.

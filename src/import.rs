@@ -14,11 +14,11 @@ use crate::fs::lock::{Flock, Mode, Patience};
 use crate::fs::read::{self, FileId};
 use crate::id::ArtifactPath;
 use crate::inputs::BuildInputs;
+use crate::open::resolved;
 use crate::options::{Import, PublishOptions, Resources, SealOptions};
 use crate::progress::{Progress, Stage};
 use crate::seal::{Survey, in_parallel};
 use crate::sealed::Published;
-use crate::store::{draft_without_claim, resolved};
 
 /// How files that were built elsewhere are published.
 #[derive(Debug, Clone, Default)]
@@ -106,7 +106,7 @@ fn copied(
     progress: &mut dyn Progress,
 ) -> Result<Draft> {
     let survey = Survey::read_only(dir, &options.seal)?;
-    let mut draft = draft_without_claim(core, DraftDir::new(core)?, purpose);
+    let mut draft = Draft::in_dir(core, DraftDir::new(core)?, purpose);
     check_space(core, dir, &draft, &survey)?;
     for inner in survey.dirs.iter().rev().skip(1) {
         let relative = inner.strip_prefix(dir).expect("a walk stays below its root");
@@ -147,7 +147,7 @@ fn moved(core: &Arc<Core>, purpose: Box<Purpose>, dir: &Utf8Path) -> Result<Draf
     }
     core.disk.open_up(dir, &theirs)?;
     match Flock::take(dir, Mode::Shared, Patience::None)? {
-        Some(lock) => Ok(draft_without_claim(core, DraftDir::adopt(core, lock), purpose)),
+        Some(lock) => Ok(Draft::in_dir(core, DraftDir::adopt(core, lock), purpose)),
         None => Err(Error::BadDraft {
             path: dir.to_owned(),
             problem: "is locked by another process; try again later".into(),

@@ -63,6 +63,7 @@
 compile_error!("template-store works on Linux only: it is built on flock, F_SETLEASE and renameat2");
 
 mod activation;
+mod build;
 mod claim;
 mod compare;
 mod core;
@@ -89,6 +90,7 @@ mod sealed;
 mod store;
 mod template;
 
+pub use build::Build;
 pub use compare::Difference;
 pub use draft::Draft;
 pub use error::{Error, ErrorKind, PathError, Result};
@@ -110,7 +112,7 @@ pub use publish::Outcome;
 pub use removal::Removal;
 pub use revision::Revision;
 pub use sealed::{Published, Sealed};
-pub use store::{Applied, Build, Store};
+pub use store::{Applied, Store};
 
 /// Watching what a store does to the disk: for tests of crashes and failing disks.
 pub mod observe {

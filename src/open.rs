@@ -1,6 +1,6 @@
 //! Opening and making stores.
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::core::{Core, Standing};
 use crate::error::{Error, Result};
@@ -9,7 +9,6 @@ use crate::fs::atomic::parent_of;
 use crate::fs::{Disk, read};
 use crate::layout::Layout;
 use crate::options::StoreOptions;
-use crate::store::resolved;
 
 /// What is in a directory.
 #[derive(Debug)]
@@ -115,4 +114,9 @@ fn make(core: &Core, durability: Durability) -> Result<()> {
     disk.fsync_dir(layout.root())?;
     let format = StoreFormat::new(durability, core.now()).to_json();
     Ok(disk.write_file(&layout.drafts(), &layout.format_json(), &format, crate::fs::atomic::Lasting::Durable)?)
+}
+
+/// The path with its links followed, or as it is when it does not exist.
+pub(crate) fn resolved(path: &Utf8Path) -> Utf8PathBuf {
+    read::canonical(path).unwrap_or_else(|_| path.to_owned())
 }
