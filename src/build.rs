@@ -1,6 +1,5 @@
 //! Asking for a build: what is there already, or the right to make it.
 
-
 use camino::Utf8Path;
 
 use crate::claim::{Claimed, claim};

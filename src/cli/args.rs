@@ -2,7 +2,7 @@
 
 use camino::Utf8PathBuf;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
-use template_store::{ArtifactNames, ArtifactPath, InvalidName, Resources, RevisionId, TemplateId};
+use template_store::{ArtifactNames, ArtifactPath, InvalidName, Profile, Resources, RevisionId, Role, TemplateId};
 
 /// Keeps the images that microVMs start from: built once, published atomically, never stored twice
 #[derive(Debug, Parser)]
@@ -113,10 +113,10 @@ pub(crate) struct Create {
     pub flake_ref: String,
     /// The build profile
     #[arg(long, default_value = "minimal")]
-    pub profile: template_store::Profile,
+    pub profile: Profile,
     /// The role of the workload
     #[arg(long)]
-    pub role: template_store::Role,
+    pub role: Role,
     #[command(flatten)]
     pub machine: Machine,
 }
@@ -154,10 +154,10 @@ pub(crate) struct Inputs {
     pub flake_lock: Option<Utf8PathBuf>,
     /// The build profile [default: the template's]
     #[arg(long)]
-    pub profile: Option<String>,
+    pub profile: Option<Profile>,
     /// The role of the workload [default: the template's]
     #[arg(long)]
-    pub role: Option<String>,
+    pub role: Option<Role>,
     /// The sources, as a whole tree [default: the flake.nix beside the flake.lock]
     #[arg(long, value_name = "DIR")]
     pub source: Option<Utf8PathBuf>,

@@ -17,8 +17,10 @@ use super::terminal::Terminal;
 use super::{Failure, Result, Session, Status};
 
 pub(crate) fn build(session: &Session, args: &Args) -> Result {
-    let store = session.open_or_init()?;
-    let inputs = inputs(&store, Some(&args.id), &args.inputs)?;
+    // A mistake in the call is to leave nothing behind, not even a new store.
+    let existing = session.open_if_there()?;
+    let inputs = inputs(existing.as_ref(), Some(&args.id), &args.inputs)?;
+    let store = existing.map_or_else(|| session.open_or_init(), Ok)?;
     if args.check {
         return check(session, &store, args, &inputs);
     }
@@ -93,19 +95,20 @@ fn spec(store: &Store, id: &TemplateId) -> Result<Option<TemplateSpec>> {
 }
 
 /// The inputs that the call names; what it leaves out is the template's.
-pub(crate) fn inputs(store: &Store, id: Option<&TemplateId>, args: &Inputs) -> Result<BuildInputs> {
-    let spec = match id {
-        Some(id) => spec(store, id)?,
-        None => None,
+pub(crate) fn inputs(store: Option<&Store>, id: Option<&TemplateId>, args: &Inputs) -> Result<BuildInputs> {
+    let spec = match (store, id) {
+        (Some(store), Some(id)) => spec(store, id)?,
+        _ => None,
     };
     let missing =
         |what: &str| Failure::Usage(format!("say {what}: there is no template yet that it could be taken from"));
-    let of_spec = |given: &Option<String>, field: fn(&TemplateSpec) -> &String| {
-        given.clone().or_else(|| spec.as_ref().map(|spec| field(spec).clone()))
+    let of_spec = |given: Option<&str>, field: fn(&TemplateSpec) -> &String| {
+        given.map(str::to_owned).or_else(|| spec.as_ref().map(|spec| field(spec).clone()))
     };
-    let profile = of_spec(&args.profile, |spec| &spec.profile).unwrap_or_else(|| "minimal".into());
-    let role = of_spec(&args.role, |spec| &spec.role).ok_or_else(|| missing("--role"))?;
-    let flake_ref = of_spec(&args.flake_ref, |spec| &spec.flake_ref);
+    let profile = of_spec(args.profile.as_ref().map(AsRef::as_ref), |spec| &spec.profile);
+    let profile = profile.unwrap_or_else(|| "minimal".into());
+    let role = of_spec(args.role.as_ref().map(AsRef::as_ref), |spec| &spec.role).ok_or_else(|| missing("--role"))?;
+    let flake_ref = of_spec(args.flake_ref.as_deref(), |spec| &spec.flake_ref);
     let lock = match (&args.flake_lock, &flake_ref) {
         (Some(lock), _) => lock.clone(),
         (None, Some(flake)) => lock_of(flake)?,

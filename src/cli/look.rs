@@ -13,7 +13,7 @@ use super::{Failure, Result, Session, Status};
 
 pub(crate) fn lookup(session: &Session, args: &Lookup) -> Result {
     let store = session.open()?;
-    let inputs = inputs(&store, args.id.as_ref(), &args.inputs)?;
+    let inputs = inputs(Some(&store), args.id.as_ref(), &args.inputs)?;
     let matching = if args.strict { Match::Strict } else { Match::Sources };
     let mut terminal = Terminal::new(session.output);
     match store.lookup_with(args.id.as_ref(), &inputs, matching, &mut terminal)? {

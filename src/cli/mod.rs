@@ -143,6 +143,15 @@ impl Session<'_> {
         Ok(Store::init(self.root()?, &self.options())?)
     }
 
+    /// The store that the call names, to change it, if there is one.
+    pub fn open_if_there(&self) -> Result<Option<Store>> {
+        match Store::open_with(self.root()?, &self.options()) {
+            Ok(_) => self.open_or_init().map(Some),
+            Err(Error::NoStore { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     pub fn options(&self) -> StoreOptions {
         let options = StoreOptions::default();
         if self.args.allow_network_fs { options.allow_network_fs() } else { options }

@@ -5,15 +5,22 @@ use template_store::{Import, ImportOptions};
 use super::args::Publish;
 use super::build::{inputs, publish_options, report, seal_options};
 use super::terminal::Terminal;
-use super::{Result, Session, Status};
+use super::{Failure, Result, Session, Status};
 
 pub(crate) fn publish(session: &Session, args: &Publish) -> Result {
-    let store = session.open_or_init()?;
+    let existing = session.open_if_there()?;
     // Without a lock file, nothing is known of what it was made from, and no look-up will find it.
     let inputs = match &args.inputs.flake_lock {
-        Some(_) => Some(inputs(&store, Some(&args.id), &args.inputs)?),
+        Some(_) => Some(inputs(existing.as_ref(), Some(&args.id), &args.inputs)?),
         None => None,
     };
+    if !args.dir.is_dir() {
+        return Err(Failure::Other(
+            format!("{} is not a directory; name the one that holds the artifacts", args.dir),
+            1,
+        ));
+    }
+    let store = existing.map_or_else(|| session.open_or_init(), Ok)?;
     let options = ImportOptions::default()
         .how(if args.move_in { Import::Move } else { Import::Copy })
         .inputs(inputs)
