@@ -161,7 +161,10 @@ impl Store {
         loop {
             match claim(&self.core, &inputs.key(), self.attempt(&purpose), options.wait, progress)? {
                 Claimed::Ended { attempt, outcome: Outcome::Failed(message) } => {
-                    return Err(Error::BuildFailed { attempt, message });
+                    // What fails from other sources may well be built from ours.
+                    if attempt.source_hash == inputs.source_hash() {
+                        return Err(Error::BuildFailed { attempt, message });
+                    }
                 }
                 Claimed::Ended { outcome: Outcome::Published(_), .. } => {
                     // Whoever wants a new build has one: it was made while this process waited.
@@ -347,6 +350,7 @@ impl Store {
             pid: std::process::id(),
             command: purpose.command.clone(),
             started_at: self.core.now(),
+            source_hash: purpose.inputs.as_ref().and_then(BuildInputs::source_hash),
             draft: String::new(),
             outcome: None,
         }

@@ -3,9 +3,9 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::process::{Command, ExitCode, ExitStatus};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::thread;
 
 use rustix::process::{Pid, Signal};
@@ -69,41 +69,55 @@ pub(crate) fn exec(words: &[OsString]) -> ExitCode {
     ExitCode::from(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 })
 }
 
-/// Starts a command and waits for it; signals that this process gets are passed on to it.
+/// Starts a command and waits for it; signals that this process gets meanwhile are passed on to it.
 ///
-/// `started` is called when the command runs.
+/// `started` is called when the command runs. Afterwards signals do what they always do.
 pub(crate) fn supervise(command: &mut Command, started: impl FnOnce()) -> io::Result<Ended> {
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
-    let handle = signals.handle();
+    let watch = Watch::start()?;
     let mut child = command.spawn()?;
+    watch.child.store(child.id(), Ordering::SeqCst);
     started();
-    let asked = Arc::new(AtomicI32::new(0));
-    let watcher = {
-        let (pid, asked) = (pid_of(&child), asked.clone());
-        thread::spawn(move || {
-            for signal in signals.forever() {
-                asked.store(signal, Ordering::Relaxed);
-                pass_on(signal, pid);
-            }
-        })
-    };
     let status = child.wait();
-    handle.close();
-    let _ = watcher.join();
-    let asked = asked.load(Ordering::Relaxed);
+    watch.child.store(0, Ordering::SeqCst);
+    let asked = watch.asked.load(Ordering::SeqCst);
     Ok(Ended { status: status?, asked_to_stop: (asked != 0).then_some(asked) })
 }
 
-fn pid_of(child: &Child) -> Pid {
-    Pid::from_child(child)
+/// What the thread that gets this process's signals shares with the one that waits.
+#[derive(Debug, Default)]
+struct Watch {
+    /// The command's pid; 0 while none runs.
+    child: AtomicU32,
+    /// The last signal that was passed on; 0 if none was.
+    asked: AtomicI32,
 }
 
-fn pass_on(signal: i32, pid: Pid) {
+impl Watch {
+    fn start() -> io::Result<Arc<Watch>> {
+        let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+        let watch = Arc::new(Watch::default());
+        let shared = watch.clone();
+        thread::spawn(move || signals.forever().for_each(|signal| shared.got(signal)));
+        Ok(watch)
+    }
+
+    fn got(&self, signal: i32) {
+        match i32::try_from(self.child.load(Ordering::SeqCst)).ok().and_then(Pid::from_raw) {
+            Some(child) => {
+                self.asked.store(signal, Ordering::SeqCst);
+                pass_on(signal, child);
+            }
+            None => drop(signal_hook::low_level::emulate_default_handler(signal)),
+        }
+    }
+}
+
+fn pass_on(signal: i32, child: Pid) {
     // What is typed at a terminal goes to the whole group: the command has it already.
     if matches!(signal, SIGINT | SIGQUIT) && io::stdin().is_terminal() {
         return;
     }
     if let Some(signal) = Signal::from_named_raw(signal) {
-        let _ = rustix::process::kill_process(pid, signal);
+        let _ = rustix::process::kill_process(child, signal);
     }
 }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{FormatError, plain, pretty};
-use crate::id::{RevisionId, TemplateId};
+use crate::id::{Digest, RevisionId, TemplateId};
 
 /// One attempt to build a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,9 @@ pub struct Attempt {
     pub command: String,
     /// When it began.
     pub started_at: Timestamp,
+    /// The hash of its sources, if they were given.
+    #[serde(default)]
+    pub source_hash: Option<Digest>,
     /// The name of the draft that it writes, below `drafts/`.
     #[serde(default)]
     pub(crate) draft: String,

@@ -1,3 +1,1 @@
-//! The tests of the store as its users see it, in one program.
-
-mod counts;
+//! What the store promises, tried through its library and its program.
