@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::format::{Action, Activation, ActivationLog};
 use crate::fs::read;
 use crate::id::{RevisionId, TemplateId};
-use crate::layout::{ALIAS, ARTIFACTS, current_target, revision_of_target};
+use crate::layout::{ARTIFACTS, current_target, revision_of_target};
 use crate::options::Expect;
 use crate::template::TemplateLock;
 
@@ -21,6 +21,15 @@ pub(crate) enum Current {
 }
 
 impl Current {
+    /// What the log knows it as.
+    fn text(&self) -> Option<&str> {
+        match self {
+            Current::Unset => None,
+            Current::Revision(revision) => Some(revision.as_str()),
+            Current::Strange(text) => Some(text),
+        }
+    }
+
     pub fn revision(&self) -> Option<&RevisionId> {
         match self {
             Current::Revision(revision) => Some(revision),
@@ -49,7 +58,7 @@ pub(crate) fn current(core: &Core, id: &TemplateId) -> Result<Current> {
 
 pub(crate) fn log(core: &Core, id: &TemplateId, current: &Current) -> Result<ActivationLog> {
     let bytes = read::bytes_if_there(&core.layout.activations(id))?.unwrap_or_default();
-    Ok(ActivationLog::parse(&bytes, current.revision()))
+    Ok(ActivationLog::parse(&bytes, current.text()))
 }
 
 /// Refuses when `current` is not what the caller expects.
@@ -118,7 +127,6 @@ fn ensure_alias(core: &Core, id: &TemplateId) -> Result<()> {
         core.disk.symlink(ARTIFACTS, &alias)?;
         core.disk.fsync_dir(&core.layout.template(id))?;
     }
-    debug_assert!(alias.ends_with(ALIAS));
     Ok(())
 }
 

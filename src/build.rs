@@ -6,7 +6,7 @@ use crate::claim::{Claimed, claim};
 use crate::draft::{Draft, Purpose};
 use crate::error::{Error, Result};
 use crate::format::{Attempt, Outcome, TemplateSpec};
-use crate::id::TemplateId;
+use crate::id::{RevisionId, TemplateId};
 use crate::import::{self, ImportOptions};
 use crate::inputs::BuildInputs;
 use crate::options::{BuildOptions, Known, Match, Resources};
@@ -166,9 +166,9 @@ impl Store {
                         return Err(Error::BuildFailed { attempt, message });
                     }
                 }
-                Claimed::Ended { outcome: Outcome::Published(_), .. } => {
+                Claimed::Ended { attempt, outcome: Outcome::Published(built) } => {
                     // Whoever wants a new build has one: it was made while this process waited.
-                    if let Some(revision) = self.reuse(&purpose, inputs, options, progress)? {
+                    if let Some(revision) = self.reuse_new(&attempt, &built, &purpose, inputs, options, progress)? {
                         return Ok(Build::Reused(revision));
                     }
                 }
@@ -205,6 +205,22 @@ impl Store {
         }
     }
 
+    /// Takes what another process has just built.
+    fn reuse_new(
+        &self,
+        attempt: &Attempt,
+        built: &RevisionId,
+        purpose: &Purpose,
+        inputs: &BuildInputs,
+        options: &BuildOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<Revision>> {
+        match reuse::certain(&self.core, &attempt.template, built, inputs, options.matching)? {
+            Some(found) => reuse::take(&self.core, found, purpose, &options.publish, progress),
+            None => Ok(None),
+        }
+    }
+
     /// As `reuse`, and looks through the template's own revisions when the index has none.
     fn reuse_any(
         &self,
@@ -216,7 +232,7 @@ impl Store {
         if let Some(revision) = self.reuse(purpose, inputs, options, &mut ())? {
             return Ok(Some(revision));
         }
-        match reuse::own(&self.core, &purpose.template, inputs, options.matching, &mut ())? {
+        match reuse::own(&self.core, &purpose.template, &purpose.spec, inputs, options.matching, &mut ())? {
             Some(found) => reuse::take(&self.core, found, purpose, &options.publish, progress),
             None => Ok(None),
         }
@@ -308,7 +324,10 @@ impl Store {
     ) -> Result<Published> {
         drop(self.core.begin_change()?);
         let inputs = options.inputs.as_ref();
-        let purpose = self.purpose(template, inputs, options.resources, Known::Reuse, "")?;
+        let mut purpose = self.purpose(template, inputs, None, Known::Reuse, "")?;
+        if let (Some(spec), None) = (&options.new_template, template::spec_if_there(&self.core, template)?) {
+            purpose.spec = TemplateSpec { template_id: template.to_string(), ..spec.clone() };
+        }
         import::publish_dir(&self.core, purpose, dir.as_ref(), options, progress)
     }
 

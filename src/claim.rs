@@ -54,18 +54,16 @@ pub(crate) fn claim(
     });
     loop {
         let lock = Flock::open_or_create(&path)?;
-        wait_for(&lock, &mut pauses, progress)?;
+        let waited = wait_for(&lock, &mut pauses, progress)?;
         let last = Attempt::from_json(&read_lock_file(&lock)?).ok();
+        let named = lock.still_named()?;
         match last {
-            Some(Attempt { outcome: Some(ref outcome), .. }) => {
-                // Its holder died between the two last steps.
-                if lock.still_named()? {
-                    core.disk.unlink_if_there(&path)?;
-                }
+            // A file that ended and has its name is of one who died in between; it tells those who waited only.
+            Some(Attempt { outcome: Some(ref outcome), .. }) if waited || !named => {
                 let outcome = outcome.clone();
                 return Ok(Claimed::Ended { attempt: Box::new(last.expect("it was just looked at")), outcome });
             }
-            _ if !lock.still_named()? => continue,
+            _ if !named => continue,
             dead => {
                 let claim = Claim { disk: core.disk.clone(), lock, attempt, open: true, _turn: turn };
                 claim.write()?;
@@ -78,10 +76,12 @@ pub(crate) fn claim(
     }
 }
 
-/// Waits for a lock, and says for whom.
-fn wait_for(lock: &Flock, pauses: &mut BackOff, progress: &mut dyn Progress) -> Result<()> {
+/// Waits for a lock, and says for whom; `true` if somebody had it.
+fn wait_for(lock: &Flock, pauses: &mut BackOff, progress: &mut dyn Progress) -> Result<bool> {
     let mut told: Option<Attempt> = None;
+    let mut waited = false;
     while !lock.try_lock(Mode::Exclusive)? {
+        waited = true;
         // The file is empty while its builder has just begun.
         if let Ok(attempt) = Attempt::from_json(&read_lock_file(lock)?)
             && told.as_ref() != Some(&attempt)
@@ -101,7 +101,7 @@ fn wait_for(lock: &Flock, pauses: &mut BackOff, progress: &mut dyn Progress) -> 
             });
         }
     }
-    Ok(())
+    Ok(waited)
 }
 
 /// Removes what a builder that died left; if somebody else does it first, or it can't be done, a sweep will.
@@ -136,16 +136,18 @@ impl Claim {
     fn tell(&mut self, outcome: Outcome) -> Result<()> {
         self.open = false;
         self.attempt.outcome = Some(outcome);
-        self.write()?;
-        Ok(self.disk.unlink_if_there(self.lock.path())?)
+        let written = self.write();
+        self.disk.unlink_if_there(self.lock.path())?;
+        written
     }
 
+    /// Whoever waits may read the file at any moment; what it finds is whole or not JSON at all. It is written
+    /// over first and cut then, which needs no space on a disk that a failed build has filled.
     fn write(&self) -> Result<()> {
         let (file, path) = (self.lock.file(), self.lock.path());
-        // Whoever waits reads the file at any moment: what it finds is whole or not JSON at all.
-        self.disk.set_len(file, path, 0)?;
-        self.disk.write_at_start(file, path, &self.attempt.to_json())?;
-        Ok(())
+        let bytes = self.attempt.to_json();
+        self.disk.write_at_start(file, path, &bytes)?;
+        Ok(self.disk.set_len(file, path, bytes.len() as u64)?)
     }
 }
 

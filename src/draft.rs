@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 
 use crate::claim::Claim;
 use crate::compare::{Difference, differences};
@@ -47,7 +46,7 @@ pub(crate) struct DraftDir {
     core: Arc<Core>,
     lock: Option<Flock>,
     unpublished: Unpublished,
-    has_record: AtomicBool,
+    has_record: bool,
 }
 
 impl DraftDir {
@@ -61,7 +60,7 @@ impl DraftDir {
     }
 
     fn held(core: &Arc<Core>, lock: Flock, unpublished: Unpublished) -> DraftDir {
-        DraftDir { core: core.clone(), lock: Some(lock), unpublished, has_record: AtomicBool::new(false) }
+        DraftDir { core: core.clone(), lock: Some(lock), unpublished, has_record: false }
     }
 
     pub fn path(&self) -> &Utf8Path {
@@ -77,11 +76,9 @@ impl DraftDir {
     }
 
     /// Writes `revision.json`; its bytes are durable, its name is not.
-    pub fn write_record(&self, record: &RevisionRecord) -> Result<()> {
-        let path = self.path().join(REVISION_JSON);
-        self.core.disk.write_new(&path, &record.to_json())?;
-        self.has_record.store(true, Ordering::Relaxed);
-        Ok(())
+    pub fn write_record(&mut self, record: &RevisionRecord) -> Result<()> {
+        self.has_record = true;
+        Ok(self.core.disk.write_new(&self.path().join(REVISION_JSON), &record.to_json())?)
     }
 
     /// Makes the directory visible as `target`; its lock is the lease of what it is now.
@@ -99,17 +96,27 @@ impl DraftDir {
     }
 }
 
-impl Drop for DraftDir {
-    fn drop(&mut self) {
-        let Some(lock) = &self.lock else { return };
-        let _ = match self.unpublished {
+impl DraftDir {
+    /// Leaves no trace of what was not published.
+    pub fn give_up(mut self) -> Result<()> {
+        self.clean_up()
+    }
+
+    fn clean_up(&mut self) -> Result<()> {
+        let Some(lock) = self.lock.take() else { return Ok(()) };
+        let removed = match self.unpublished {
             Unpublished::Remove => self.core.disk.remove_tree(lock.path()),
             // The user can try again with what is there, so the record that we put there must go.
-            Unpublished::Keep if self.has_record.load(Ordering::Relaxed) => {
-                self.core.disk.unlink(lock.path().join(REVISION_JSON))
-            }
+            Unpublished::Keep if self.has_record => self.core.disk.unlink_if_there(&lock.path().join(REVISION_JSON)),
             Unpublished::Keep => Ok(()),
         };
+        Ok(removed?)
+    }
+}
+
+impl Drop for DraftDir {
+    fn drop(&mut self) {
+        let _ = self.clean_up();
     }
 }
 
@@ -128,20 +135,36 @@ pub struct Draft {
     pub(crate) started: Instant,
     /// Files that the store itself put there, and hashed on the way.
     pub(crate) imported: HashMap<ArtifactPath, Content>,
+    /// A directory for half-done work, if the draft's own is somebody else's.
+    pub(crate) staging: Option<DraftDir>,
 }
 
 impl Draft {
     pub(crate) fn new(core: &Arc<Core>, purpose: Box<Purpose>, mut claim: Option<Box<Claim>>) -> Result<Draft> {
-        let dir = DraftDir::new(core)?;
-        if let Some(claim) = &mut claim {
-            claim.building_in(dir.path())?;
+        let made = DraftDir::new(core).and_then(|dir| {
+            claim.as_mut().map_or(Ok(()), |claim| claim.building_in(dir.path()))?;
+            Ok(dir)
+        });
+        match made {
+            Ok(dir) => Ok(Draft { claim, ..Draft::in_dir(core, dir, purpose) }),
+            Err(error) => {
+                claim.map_or(Ok(()), |claim| claim.end(Outcome::Failed(error.to_string())))?;
+                Err(error)
+            }
         }
-        Ok(Draft { claim, ..Draft::in_dir(core, dir, purpose) })
     }
 
     /// A draft in a directory that there is, which nobody waits for.
     pub(crate) fn in_dir(core: &Arc<Core>, dir: DraftDir, purpose: Box<Purpose>) -> Draft {
-        Draft { core: core.clone(), dir, purpose, claim: None, started: Instant::now(), imported: HashMap::new() }
+        Draft {
+            core: core.clone(),
+            dir,
+            purpose,
+            claim: None,
+            started: Instant::now(),
+            imported: HashMap::new(),
+            staging: None,
+        }
     }
 
     /// The directory to fill, with any tree of regular files.
@@ -242,7 +265,7 @@ impl Draft {
     ) -> Result<Vec<Difference>> {
         let survey = Survey::of(&self.core.disk, self.path(), options)?;
         // Nothing of it will be kept, so nothing of it needs to last.
-        let files = seal::seal_files(&self.core.disk.without_syncs(), &survey, &self.imported, progress)?;
+        let files = seal::seal_files(&self.core.disk.without_syncs(), &survey, self, progress)?;
         let contents: Vec<Content> = files.into_iter().map(|file| file.content).collect();
         differences((&with.path(), with.contents()), (self.path(), &contents))
     }
@@ -267,11 +290,12 @@ impl Draft {
     /// }
     /// # Ok::<(), template_store::Error>(())
     /// ```
-    pub fn fail(mut self, message: impl Into<String>) -> Result<()> {
-        match self.claim.take() {
-            Some(claim) => claim.end(Outcome::Failed(message.into())),
-            None => Ok(()),
-        }
+    pub fn fail(self, message: impl Into<String>) -> Result<()> {
+        let Draft { dir, claim, .. } = self;
+        // The blocks first: on a full disk, the next builder needs them.
+        let removed = dir.give_up();
+        claim.map_or(Ok(()), |claim| claim.end(Outcome::Failed(message.into())))?;
+        removed
     }
 
     /// Throws the draft away and lets the next in line build.
@@ -294,11 +318,11 @@ impl Draft {
     /// }
     /// # Ok::<(), template_store::Error>(())
     /// ```
-    pub fn abandon(mut self) -> Result<()> {
-        match self.claim.take() {
-            Some(claim) => claim.abandon(),
-            None => Ok(()),
-        }
+    pub fn abandon(self) -> Result<()> {
+        let Draft { dir, claim, .. } = self;
+        let removed = dir.give_up();
+        claim.map_or(Ok(()), |claim| claim.abandon())?;
+        removed
     }
 
     fn failed(self, error: Error) -> Error {
@@ -306,7 +330,8 @@ impl Draft {
         error
     }
 
-    pub(crate) fn join(&self, path: &ArtifactPath) -> Utf8PathBuf {
-        self.path().join(path.as_path())
+    /// Where half-done work is put.
+    pub(crate) fn staging(&self) -> &Utf8Path {
+        self.staging.as_ref().unwrap_or(&self.dir).path()
     }
 }

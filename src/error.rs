@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::format::{Attempt, FormatError};
+use crate::format::{Attempt, Durability, FormatError};
 use crate::id::{InvalidName, RevisionId, TemplateId};
 
 /// A call to the system that failed, and what it was about.
@@ -122,6 +122,14 @@ pub enum Error {
         path: Utf8PathBuf,
         /// The kind of the file system.
         name: &'static str,
+    },
+    /// The store was made with another durability.
+    #[error("the store at {path} was made with durability {}, which is fixed; make another store for another one", format!("{durability:?}").to_lowercase())]
+    DurabilityFixed {
+        /// The store.
+        path: Utf8PathBuf,
+        /// The durability that it has.
+        durability: Durability,
     },
     /// There is no such template.
     #[error("there is no template {template}; `template-store list` shows those that exist")]
@@ -314,6 +322,7 @@ impl Error {
                 ErrorKind::Damaged
             }
             Error::NotAdopted { .. }
+            | Error::DurabilityFixed { .. }
             | Error::NetworkFileSystem { .. }
             | Error::TemplateExists { .. }
             | Error::RevisionDiffers { .. }

@@ -3,46 +3,17 @@
 use camino::Utf8Path;
 
 use crate::core::Core;
-use crate::error::Result;
+use crate::error::{PathError, Result};
 use crate::format::{Content, RevisionRecord};
-use crate::fs::atomic::parent_of;
+use crate::fs::atomic::{needs_copy, parent_of};
 use crate::fs::read::{self, FileId};
 use crate::fs::seal::{holds, looks_sealed};
+use crate::fs::with_unique_name;
 use crate::id::{RevisionId, TemplateId};
+use crate::inventory;
 use crate::progress::{Note, Progress};
 
-/// Every revision directory of the store, whether or not it is intact.
-pub(crate) fn revisions(core: &Core) -> Result<Vec<(TemplateId, RevisionId)>> {
-    let mut found = Vec::new();
-    for template in templates(core)? {
-        found.extend(revisions_of(core, &template)?.into_iter().map(|revision| (template.clone(), revision)));
-    }
-    Ok(found)
-}
-
-/// The ids of all templates; what else lies in `templates/` is not ours.
-pub(crate) fn templates(core: &Core) -> Result<Vec<TemplateId>> {
-    let mut ids = Vec::new();
-    for id in read::names(&core.layout.templates())?.iter().filter_map(|name| name.parse().ok()) {
-        if read::metadata_if_there(&core.layout.template(&id))?.is_some_and(|metadata| metadata.is_dir()) {
-            ids.push(id);
-        }
-    }
-    Ok(ids)
-}
-
-/// The ids of all revisions of a template.
-pub(crate) fn revisions_of(core: &Core, template: &TemplateId) -> Result<Vec<RevisionId>> {
-    let mut ids = Vec::new();
-    for id in read::names(&core.layout.artifacts(template))?.iter().filter_map(|name| name.parse().ok()) {
-        if read::metadata_if_there(&core.layout.revision(template, &id))?.is_some_and(|metadata| metadata.is_dir()) {
-            ids.push(id);
-        }
-    }
-    Ok(ids)
-}
-
-/// Gives `good` to all revisions that have the rotten inode in its place.
+/// Gives `good` to all revisions that have the rotten inode in its place, as far as that can be done.
 pub(crate) fn everywhere(
     core: &Core,
     content: &Content,
@@ -51,22 +22,33 @@ pub(crate) fn everywhere(
     staging: &Utf8Path,
     progress: &mut dyn Progress,
 ) -> Result<()> {
-    for (template, revision) in revisions(core)? {
-        // A collector that has the revision is about to remove it.
+    for (template, revision) in inventory::revisions(core)? {
+        // While a collector has it, this waits; if it is gone then, there is nothing to heal.
         let Ok(_lease) = core.lease(&core.layout.revision(&template, &revision)) else { continue };
-        let Some(bytes) = read::bytes_if_there(&core.layout.revision_json(&template, &revision))? else { continue };
-        let Ok(RevisionRecord { contents: Some(contents), .. }) = RevisionRecord::from_json(&bytes) else { continue };
-        for damaged in contents.iter().filter(|other| other.blake3 == content.blake3) {
+        for damaged in listed(core, &template, &revision).iter().filter(|other| other.blake3 == content.blake3) {
             let path = core.layout.artifact(&template, &revision, &damaged.path);
-            if read::metadata_if_there(&path)?.is_some_and(|found| FileId::of(&found) == rotten) {
-                replace(core, good, &path, staging, progress);
+            if !matches!(read::metadata(&path), Ok(found) if FileId::of(&found) == rotten) {
+                continue;
             }
+            progress.note(match replace(core, good, &path, staging) {
+                Ok(()) => Note::Healed { path },
+                Err(error) => Note::NotHealed { path, reason: error.to_string() },
+            });
         }
     }
     Ok(())
 }
 
+/// The files of a revision, if its record can be read.
+fn listed(core: &Core, template: &TemplateId, revision: &RevisionId) -> Vec<Content> {
+    let bytes = read::bytes(&core.layout.revision_json(template, revision)).unwrap_or_default();
+    RevisionRecord::from_json(&bytes).ok().and_then(|record| record.contents).unwrap_or_default()
+}
+
 /// Gives a published file the inode of `good` unless it is intact; both are to hold the same bytes.
+///
+/// # Errors
+/// It is damaged and could not be replaced.
 pub(crate) fn one(
     core: &Core,
     content: &Content,
@@ -77,19 +59,39 @@ pub(crate) fn one(
 ) -> Result<()> {
     let found = read::metadata_if_there(path)?;
     let shared = found.as_ref().map(FileId::of) == Some(FileId::of(&read::metadata(good)?));
-    let intact =
-        shared || (found.is_some_and(|found| looks_sealed(&found, content.size)) && holds(path, &content.blake3)?);
-    if !intact {
-        replace(core, good, path, staging, progress);
+    if shared || found.is_some_and(|found| looks_sealed(&found, content.size)) && holds(path, &content.blake3)? {
+        return Ok(());
+    }
+    make_parents(core, path, content)?;
+    replace(core, good, path, staging)?;
+    progress.note(Note::Healed { path: path.to_owned() });
+    Ok(())
+}
+
+/// Makes the directories below the revision that the file needs; somebody may have deleted them.
+fn make_parents(core: &Core, path: &Utf8Path, content: &Content) -> Result<(), PathError> {
+    let depth = content.path.as_path().components().count();
+    let parents: Vec<&Utf8Path> = path.ancestors().skip(1).take(depth - 1).collect();
+    for parent in parents.into_iter().rev() {
+        if !read::exists(parent)? {
+            core.disk.mkdir(parent, 0o755)?;
+            core.disk.fsync_dir(parent_of(parent))?;
+        }
     }
     Ok(())
 }
 
-fn replace(core: &Core, good: &Utf8Path, path: &Utf8Path, staging: &Utf8Path, progress: &mut dyn Progress) {
-    let replaced = core.disk.replace_by_link(staging, good, path).and_then(|()| core.disk.fsync_dir(parent_of(path)));
-    let path = path.to_owned();
-    progress.note(match replaced {
-        Ok(()) => Note::Healed { path },
-        Err(error) => Note::NotHealed { path, reason: error.to_string() },
-    });
+/// Replaces a file by a link to `good`, or by a copy where no link can be; durable when this returns.
+fn replace(core: &Core, good: &Utf8Path, path: &Utf8Path, staging: &Utf8Path) -> Result<(), PathError> {
+    match core.disk.replace_by_link(staging, good, path) {
+        Err(error) if needs_copy(error.kind()) => {
+            let source = read::open(good)?;
+            let copy = with_unique_name(staging, ".heal-", |name| {
+                core.disk.copy_sealed((&source, good), name, &|_| ()).map(drop)
+            })?;
+            core.disk.rename(&copy, path)?;
+        }
+        replaced => replaced?,
+    }
+    core.disk.fsync_dir(parent_of(path))
 }

@@ -9,13 +9,14 @@ use rayon::prelude::*;
 use crate::core::Core;
 use crate::draft::{Draft, DraftDir, Purpose};
 use crate::error::{At, Error, Result};
-use crate::format::Content;
+use crate::format::{Content, RevisionRecord, TemplateSpec};
 use crate::fs::lock::{Flock, Mode, Patience};
 use crate::fs::read::{self, FileId};
 use crate::id::ArtifactPath;
 use crate::inputs::BuildInputs;
+use crate::layout::REVISION_JSON;
 use crate::open::resolved;
-use crate::options::{Import, PublishOptions, Resources, SealOptions};
+use crate::options::{Import, PublishOptions, SealOptions};
 use crate::progress::{Progress, Stage};
 use crate::seal::{Survey, in_parallel};
 use crate::sealed::Published;
@@ -26,7 +27,7 @@ use crate::sealed::Published;
 pub struct ImportOptions {
     pub(crate) how: Import,
     pub(crate) inputs: Option<BuildInputs>,
-    pub(crate) resources: Option<Resources>,
+    pub(crate) new_template: Option<TemplateSpec>,
     pub(crate) seal: SealOptions,
     pub(crate) publish: PublishOptions,
 }
@@ -46,10 +47,10 @@ impl ImportOptions {
         self
     }
 
-    /// What a VM gets, if the template is new.
+    /// The template's definition, if it is new.
     #[must_use]
-    pub fn resources(mut self, resources: impl Into<Option<Resources>>) -> Self {
-        self.resources = resources.into();
+    pub fn new_template(mut self, spec: impl Into<Option<TemplateSpec>>) -> Self {
+        self.new_template = spec.into();
         self
     }
 
@@ -75,7 +76,7 @@ pub(crate) fn publish_dir(
     options: &ImportOptions,
     progress: &mut dyn Progress,
 ) -> Result<Published> {
-    let dir = outside(core, dir)?;
+    let dir = outside(core, dir, options.how)?;
     let draft = match options.how {
         Import::Copy => copied(core, purpose, &dir, options, progress)?,
         Import::Move => moved(core, purpose, &dir)?,
@@ -84,9 +85,12 @@ pub(crate) fn publish_dir(
 }
 
 /// The directory, which must not be a part of the store, nor the store a part of it.
-fn outside(core: &Core, dir: &Utf8Path) -> Result<Utf8PathBuf> {
+fn outside(core: &Core, dir: &Utf8Path, how: Import) -> Result<Utf8PathBuf> {
     let found = read::canonical(dir)?;
     let refuse = |problem: &str| Err(Error::BadDraft { path: dir.to_owned(), problem: problem.to_owned() });
+    if how == Import::Move && read::metadata(dir)?.is_symlink() {
+        return refuse("is a symbolic link; name the directory that is to be moved, or publish it without moving it");
+    }
     if !read::metadata(&found)?.is_dir() {
         return refuse("is not a directory; name the directory that holds the artifacts");
     }
@@ -138,19 +142,37 @@ fn check_space(core: &Core, dir: &Utf8Path, draft: &Draft, survey: &Survey) -> R
     Err(Error::NoSpace { path: core.layout.root().to_owned(), needed, available })
 }
 
-/// Takes the directory itself as the draft. It stays where it is until the one rename that publishes it, so
-/// that neither an error nor a crash loses anything of it.
+/// Takes the directory itself as the draft. It stays where it is until the one rename that publishes it, and no
+/// file in it is shared before, so that an error or a crash leaves it whole; its files are read-only then.
 fn moved(core: &Arc<Core>, purpose: Box<Purpose>, dir: &Utf8Path) -> Result<Draft> {
     let (ours, theirs) = (read::metadata(&core.layout.templates())?, read::metadata(dir)?);
+    if theirs.uid() != read::user() {
+        let problem = "belongs to another user, who could change it later; publish it without moving it".to_owned();
+        return Err(Error::BadDraft { path: dir.to_owned(), problem });
+    }
     if !FileId::of(&ours).same_file_system(FileId::of(&theirs)) {
         return Err(std::io::Error::from(std::io::ErrorKind::CrossesDevices)).at("move", dir).map_err(Error::from);
     }
     core.disk.open_up(dir, &theirs)?;
     match Flock::take(dir, Mode::Shared, Patience::None)? {
-        Some(lock) => Ok(Draft::in_dir(core, DraftDir::adopt(core, lock), purpose)),
+        Some(lock) => {
+            remove_our_record(core, dir)?;
+            let staging = Some(DraftDir::new(core)?);
+            Ok(Draft { staging, ..Draft::in_dir(core, DraftDir::adopt(core, lock), purpose) })
+        }
         None => Err(Error::BadDraft {
             path: dir.to_owned(),
             problem: "is locked by another process; try again later".into(),
         }),
+    }
+}
+
+/// Removes the record that an earlier attempt put there before it died.
+fn remove_our_record(core: &Core, dir: &Utf8Path) -> Result<()> {
+    let path = dir.join(REVISION_JSON);
+    let Some(bytes) = read::bytes_if_there(&path)? else { return Ok(()) };
+    match RevisionRecord::from_json(&bytes) {
+        Ok(record) if record.contents.is_some() => Ok(core.disk.unlink(&path)?),
+        _ => Ok(()),
     }
 }

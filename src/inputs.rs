@@ -7,7 +7,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
-use crate::format::RevisionRecord;
+use crate::format::{MadeFrom, RevisionRecord};
 use crate::fs::copy::hash;
 use crate::fs::read;
 use crate::id::{CacheKey, Digest, FlakeLockHash, Profile, Role};
@@ -56,12 +56,12 @@ impl BuildInputs {
     pub fn from_flake_lock(path: impl AsRef<Utf8Path>, profile: &str, role: &str) -> Result<BuildInputs> {
         let path = path.as_ref();
         let (profile, role) = (profile.parse()?, role.parse()?);
-        let bytes = read::bytes(path)?;
+        let bytes = read::user_bytes(path)?;
         check_flake_lock(&bytes).map_err(|reason| Error::NotAFlakeLock { path: path.into(), reason })?;
         let mut inputs = BuildInputs::new(sha256_hex(&bytes), profile, role);
         inputs.other_spellings = vec![nar_sri(&bytes)];
         let flake = path.parent().unwrap_or(Utf8Path::new("")).join("flake.nix");
-        inputs.source_hash = read::bytes_if_there(&flake)?.map(|bytes| Digest::of(&bytes));
+        inputs.source_hash = read::user_bytes_if_there(&flake)?.map(|bytes| Digest::of(&bytes));
         Ok(inputs)
     }
 
@@ -109,11 +109,14 @@ impl BuildInputs {
         spellings.map(|hash| CacheKey::new(hash, &self.profile, &self.role))
     }
 
-    /// Whether a revision was made from these, as far as its key tells.
-    pub(crate) fn match_key_of(&self, record: &RevisionRecord) -> bool {
-        let build = &record.build;
-        let key = CacheKey::of_text(&build.flake_lock_hash, &build.profile, &build.role);
-        self.keys().any(|ours| ours == key)
+    /// Whether a revision was made from these.
+    pub(crate) fn made(&self, record: &RevisionRecord) -> Made {
+        let mut same_key = record.made_from().filter(|made| self.keys().any(|key| key == made.key())).peekable();
+        if same_key.peek().is_none() {
+            return Made::Others;
+        }
+        let differ = |made: &MadeFrom| matches!((made.source_hash, self.source_hash), (Some(a), Some(b)) if a != b);
+        if same_key.all(|made| differ(&made)) { Made::OtherSources } else { Made::These }
     }
 
     /// The hash of the lock file.
@@ -140,6 +143,15 @@ impl BuildInputs {
     pub fn source_hash(&self) -> Option<Digest> {
         self.source_hash
     }
+}
+
+/// What a revision says about the inputs that are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Made {
+    These,
+    /// The key is the same; the sources are known, and others.
+    OtherSources,
+    Others,
 }
 
 fn check_flake_lock(bytes: &[u8]) -> Result<(), String> {

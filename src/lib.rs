@@ -75,6 +75,7 @@ mod heal;
 mod id;
 mod import;
 mod inputs;
+mod inventory;
 mod keys;
 mod layout;
 mod objects;
@@ -96,7 +97,7 @@ pub use draft::Draft;
 pub use error::{Error, ErrorKind, PathError, Result};
 pub use format::{
     Action, Activation, ArtifactPaths, ArtifactSizes, Attempt, CURRENT_SCHEMA_VERSION, Content, Durability, Extra,
-    FormatError, OBJECT_MIN_SIZE, Origin, RevisionRecord, SEALED_MODE, SEALED_MTIME, STORE_FORMAT_VERSION,
+    FormatError, MadeFrom, OBJECT_MIN_SIZE, Origin, RevisionRecord, SEALED_MODE, SEALED_MTIME, STORE_FORMAT_VERSION,
     SnapshotInfo, TemplateConfig, TemplateKind, TemplateRevision, TemplateSpec, TemplateVariant,
 };
 pub use id::{ArtifactPath, CacheKey, Digest, FlakeLockHash, InvalidName, Profile, RevisionId, Role, TemplateId};

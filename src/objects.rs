@@ -13,7 +13,7 @@ use crate::core::Core;
 use crate::error::{PathError, Result};
 use crate::format::Content;
 use crate::fs::atomic::needs_copy;
-use crate::fs::lock::{Flock, Mode, Patience};
+use crate::fs::lock::{Flock, Mode};
 use crate::fs::read::{self, FileId};
 use crate::fs::seal::{holds, looks_sealed};
 use crate::id::Digest;
@@ -63,8 +63,14 @@ fn join(core: &Core, file: &Utf8Path, object: &Utf8Path, content: &Content, stag
         return Ok(Interned::Shared);
     }
     if !looks_sealed(&theirs, content.size) || !holds(object, &content.blake3)? {
-        core.disk.replace_by_link(staging, file, object)?;
-        return Ok(Interned::Replaced { rotten: their_id });
+        return match core.disk.replace_by_link(staging, file, object) {
+            Ok(()) => Ok(Interned::Replaced { rotten: their_id }),
+            Err(error) if needs_copy(error.kind()) => Ok(private(&error)),
+            Err(error) => Err(error.into()),
+        };
+    }
+    if !read::can_share(&theirs) {
+        return Ok(Interned::Private { reason: "the stored file belongs to another user, who could change it".into() });
     }
     match core.disk.replace_by_link(staging, object, file) {
         Ok(()) => Ok(Interned::Shared),
@@ -88,21 +94,17 @@ fn private(error: &PathError) -> Interned {
     Interned::Private { reason }
 }
 
-/// Removes the object of a digest if no revision has it any more; gives the bytes that this freed.
-pub(crate) fn release(core: &Core, digest: &Digest) -> Result<u64> {
+/// Removes the object of a digest if no revision has it any more.
+pub(crate) fn release(core: &Core, digest: &Digest) -> Result<()> {
     let shard = core.layout.object_shard(digest);
     let object = core.layout.object(digest);
-    let lock = match Flock::take(&shard, Mode::Exclusive, Patience::Forever) {
+    let _shard = match Flock::wait_for(&shard, Mode::Exclusive) {
         Ok(lock) => lock,
-        Err(error) if error.is_not_found() => return Ok(0),
+        Err(error) if error.is_not_found() => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    debug_assert!(lock.is_some());
     match read::metadata_if_there(&object)? {
-        Some(metadata) if metadata.nlink() == 1 => {
-            core.disk.unlink(&object)?;
-            Ok(metadata.blocks() * 512)
-        }
-        _ => Ok(0),
+        Some(metadata) if metadata.nlink() == 1 => Ok(core.disk.unlink(&object)?),
+        _ => Ok(()),
     }
 }

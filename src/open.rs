@@ -34,15 +34,19 @@ pub(crate) fn open(root: &Utf8Path, options: &StoreOptions) -> Result<Core> {
 pub(crate) fn init(root: &Utf8Path, options: &StoreOptions) -> Result<Core> {
     let layout = Layout::new(resolved(root));
     match look(&layout)? {
+        Found::Store(format) if options.durability.is_some_and(|wanted| wanted != format.durability) => {
+            Err(Error::DurabilityFixed { path: root.to_owned(), durability: format.durability })
+        }
         Found::Store(format) => ready(layout, options, format.durability, Standing::Writable),
         Found::Mvm => Err(Error::NotAdopted { path: root.to_owned() }),
         Found::Other => Err(Error::NotAStore { path: root.to_owned() }),
         Found::Nothing => {
-            let disk = Disk::new(options.observer.clone(), options.durability);
+            let durability = options.durability.unwrap_or_default();
+            let disk = Disk::new(options.observer.clone(), durability);
             make_root(&disk, layout.root())?;
             let layout = Layout::new(resolved(root));
-            let core = ready(layout, options, options.durability, Standing::Writable)?;
-            make(&core, options.durability)?;
+            let core = ready(layout, options, durability, Standing::Writable)?;
+            make(&core, durability)?;
             Ok(core)
         }
     }

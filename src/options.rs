@@ -85,6 +85,7 @@ impl Default for Resources {
 }
 
 impl Resources {
+    /// What a template's definition says.
     pub(crate) fn of(spec: &TemplateSpec) -> Resources {
         Resources { vcpus: spec.vcpus, mem_mib: spec.mem_mib, data_disk_mib: spec.data_disk_mib }
     }
@@ -134,15 +135,16 @@ impl ArtifactNames {
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct StoreOptions {
-    pub(crate) durability: Durability,
+    pub(crate) durability: Option<Durability>,
     pub(crate) network_fs: bool,
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
 impl StoreOptions {
     setters! {
-        /// Whether the store waits for the disk; counts when it is made, and is kept in it.
-        durability: Durability,
+        /// Whether the store waits for the disk; fixed when it is made. Without it: [`Durability::Full`] for a new
+        /// store, and what an old one has.
+        durability: Option<Durability>,
     }
 
     /// Takes a network file system, where the locks of other hosts may not count.

@@ -9,7 +9,7 @@ use crate::compare::first_difference;
 use crate::core::Core;
 use crate::draft::DraftDir;
 use crate::error::{Error, Result};
-use crate::format::{Action, Content, RevisionRecord, TemplateSpec, derived_id, short_contents};
+use crate::format::{Action, Content, MadeFrom, RevisionRecord, TemplateSpec, derived_id, short_contents};
 use crate::fs::atomic::Lasting;
 use crate::fs::read;
 use crate::fs::seal::holds;
@@ -46,6 +46,8 @@ pub(crate) struct Commit {
     /// The template's definition, if it is to be made.
     pub spec: TemplateSpec,
     pub dir: DraftDir,
+    /// Where half-done work is put, if that is not the directory itself.
+    pub staging: Option<DraftDir>,
     /// The directories in it and itself, each after those that it holds.
     pub dirs: Vec<Utf8PathBuf>,
     pub id: RevisionId,
@@ -54,6 +56,12 @@ pub(crate) struct Commit {
     pub contents: Vec<Content>,
     pub conflict: Conflict,
     pub action: Action,
+}
+
+impl Commit {
+    fn staging(&self) -> &Utf8Path {
+        self.staging.as_ref().unwrap_or(&self.dir).path()
+    }
 }
 
 /// Makes a revision visible and, if asked, current; both last when this returns.
@@ -65,14 +73,14 @@ pub(crate) fn commit(
     options: &PublishOptions,
     progress: &mut dyn Progress,
 ) -> Result<(Revision, Outcome)> {
-    commit.dir.check()?;
-    template::create(core, &commit.template, &commit.spec)?;
-    let lock = template::lock(core, &commit.template)?;
+    let (lock, _) = template::create_and_lock(core, &commit.template, &commit.spec)?;
     activation::check(core, &lock, &options.expect)?;
-    let spec = template::spec(core, &commit.template)?;
-    (commit.record.build.vcpus, commit.record.build.mem_mib) = (spec.vcpus, spec.mem_mib);
-    commit.record.build.data_disk_mib = spec.data_disk_mib;
-
+    // A reused revision has the resources that its configuration was written with.
+    if commit.action == Action::Publish {
+        let spec = template::spec(core, &commit.template)?;
+        let build = &mut commit.record.build;
+        (build.vcpus, build.mem_mib, build.data_disk_mib) = (spec.vcpus, spec.mem_mib, spec.data_disk_mib);
+    }
     let (action, (revision, outcome)) = (commit.action, place(core, commit, progress)?);
     if options.activate == Activate::Yes {
         activation::activate(core, &lock, revision.id(), action)?;
@@ -88,18 +96,20 @@ fn place(core: &Arc<Core>, commit: Commit, progress: &mut dyn Progress) -> Resul
             Ok(None) => return Ok((add(core, commit, id)?, Outcome::New)),
             Ok(Some(existing)) => existing,
             // The id says what the revision held, so its record can be written anew.
-            Err(Error::Damaged { .. } | Error::Format { .. }) if id == derived_id(&commit.contents) => {
+            Err(Error::Damaged { .. }) if id == derived_id(&commit.contents) => {
                 return Ok((restore(core, commit, id, progress)?, Outcome::Unchanged));
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                last = Some(error);
+                continue;
+            }
         };
-        match difference(&existing, &commit)? {
-            None => return Ok((keep(core, existing, commit, progress)?, Outcome::Unchanged)),
-            Some(path) => last = Some((id, path)),
-        }
+        let Some(path) = difference(&existing, &commit)? else {
+            return Ok((keep(core, existing, commit, progress)?, Outcome::Unchanged));
+        };
+        last = Some(Error::RevisionDiffers { template: commit.template.clone(), revision: id, path });
     }
-    let (revision, path) = last.expect("there is at least one id");
-    Err(Error::RevisionDiffers { template: commit.template, revision, path })
+    Err(last.expect("there is at least one id, and it was refused"))
 }
 
 /// The ids under which it may be published, in the order in which they are tried.
@@ -108,7 +118,7 @@ fn ids(commit: &Commit) -> Vec<RevisionId> {
     if commit.conflict == Conflict::Rename {
         let base = commit.id.as_str().split('+').next().unwrap_or_default();
         let spare = format!("{}+{}", &base[..base.len().min(80)], short_contents(&commit.contents));
-        let (vcpus, mem_mib, data_disk_mib) = commit.record.resources();
+        let Resources { vcpus, mem_mib, data_disk_mib } = commit.record.resources();
         let with_resources = format!("{spare}-{vcpus}-{mem_mib}-{data_disk_mib}");
         ids.extend([spare, with_resources].iter().filter_map(|text| text.parse().ok()));
     }
@@ -147,10 +157,22 @@ fn keep(core: &Arc<Core>, existing: Revision, commit: Commit, progress: &mut dyn
     if existing.record().contents.is_some() {
         heal_files(core, &commit, existing.id(), progress)?;
     }
-    commit.dir.discard()?;
+    let existing = note_inputs(core, existing, &commit)?;
     // Whoever published it may have died before its name was durable.
     core.disk.fsync_dir(&core.layout.artifacts(&commit.template))?;
+    commit.dir.discard()?;
     Ok(existing)
+}
+
+/// Adds to the record that these inputs give the same bytes, so that they are found the next time.
+fn note_inputs(core: &Arc<Core>, existing: Revision, commit: &Commit) -> Result<Revision> {
+    let known: Vec<MadeFrom> = existing.record().made_from().collect();
+    let Some(new) = commit.record.made_from().find(|made| !known.contains(made)) else { return Ok(existing) };
+    let path = core.layout.revision_json(&commit.template, existing.id());
+    let invalid = |source| Error::Format { path: path.clone(), source };
+    let bytes = RevisionRecord::add_made_from(&read::bytes(&path)?, &new).map_err(invalid)?;
+    core.disk.write_file(commit.staging(), &path, &bytes, Lasting::Durable)?;
+    Revision::open(core, &commit.template, existing.id())
 }
 
 /// Gives a revision whose record can't be read its files and its record again.
@@ -160,23 +182,25 @@ fn restore(core: &Arc<Core>, commit: Commit, id: RevisionId, progress: &mut dyn 
     heal_files(core, &commit, &id, progress)?;
     let path = dir.join(REVISION_JSON);
     let record = finish(core, commit.record, &id, commit.contents);
-    core.disk.write_file(commit.dir.path(), &path, &record.to_json(), Lasting::Durable)?;
+    let staging = commit.staging.as_ref().unwrap_or(&commit.dir).path();
+    core.disk.write_file(staging, &path, &record.to_json(), Lasting::Durable)?;
     progress.note(Note::Healed { path });
+    core.disk.fsync_dir(&core.layout.artifacts(&commit.template))?;
     commit.dir.discard()?;
     Revision::held(core, &commit.template, &id, lease)
 }
 
 fn heal_files(core: &Core, commit: &Commit, id: &RevisionId, progress: &mut dyn Progress) -> Result<()> {
-    let staging = commit.dir.path();
     for content in &commit.contents {
+        let good = commit.dir.path().join(content.path.as_path());
         let published = core.layout.artifact(&commit.template, id, &content.path);
-        heal::one(core, content, &staging.join(content.path.as_path()), &published, staging, progress)?;
+        heal::one(core, content, &good, &published, commit.staging(), progress)?;
     }
     Ok(())
 }
 
 fn add(core: &Arc<Core>, commit: Commit, id: RevisionId) -> Result<Revision> {
-    let Commit { template, dir, dirs, record, contents, .. } = commit;
+    let Commit { template, mut dir, dirs, record, contents, .. } = commit;
     let record = finish(core, record, &id, contents);
     dir.write_record(&record)?;
     for dir in &dirs {
@@ -226,6 +250,5 @@ pub(crate) fn activate_existing(
 
 /// Whether a revision gives a VM what the template says.
 pub(crate) fn has_resources(revision: &Revision, spec: &TemplateSpec) -> bool {
-    let Resources { vcpus, mem_mib, data_disk_mib } = Resources::of(spec);
-    revision.record().resources() == (vcpus, mem_mib, data_disk_mib)
+    revision.record().resources() == Resources::of(spec)
 }

@@ -11,9 +11,10 @@ use crate::format::{Action, OBJECT_MIN_SIZE, RevisionRecord};
 use crate::fs::atomic::parent_of;
 use crate::fs::lock::{Flock, Mode, Patience};
 use crate::fs::{read, with_unique_name};
-use crate::heal;
 use crate::id::{Digest, RevisionId, TemplateId};
+use crate::inventory;
 use crate::objects;
+use crate::revision::Revision;
 use crate::template::{self, TemplateLock};
 
 /// How far a removal goes.
@@ -49,7 +50,7 @@ pub(crate) fn remove_template(core: &Arc<Core>, id: &TemplateId, how: Removal) -
     let _lock = template::lock(core, id)?;
     let mut leases = Vec::new();
     let mut found = Vec::new();
-    for revision in heal::revisions_of(core, id)? {
+    for revision in inventory::revisions_of(core, id)? {
         leases.push(exclusive(core, id, &revision, how)?);
         found.extend(digests(core, id, &revision));
     }
@@ -73,7 +74,11 @@ fn step_back(core: &Arc<Core>, lock: &TemplateLock, revision: &RevisionId, how: 
         return refuse(", or go back to an earlier one first with --force");
     }
     match activation::rollback_target(core, &lock.id) {
-        Ok(earlier) => activation::activate(core, lock, &earlier, Action::Rollback),
+        Ok(earlier) => {
+            let earlier = Revision::open(core, &lock.id, &earlier)?;
+            earlier.refuse_damage()?;
+            activation::activate(core, lock, earlier.id(), Action::Rollback)
+        }
         Err(Error::NothingToRollBack { .. }) => {
             refuse("; there is no earlier one to go back to, so only the whole template can be removed")
         }

@@ -8,11 +8,11 @@ use crate::core::Core;
 use crate::draft::{DraftDir, Purpose};
 use crate::error::{Error, Result};
 use crate::format::{Action, Content, Origin, RevisionRecord, TemplateSpec, derived_id, with_machine};
-use crate::fs::atomic::{needs_copy, parent_of};
+use crate::fs::atomic::needs_copy;
 use crate::fs::read;
-use crate::heal;
 use crate::id::{Digest, RevisionId, TemplateId};
-use crate::inputs::BuildInputs;
+use crate::inputs::{BuildInputs, Made};
+use crate::inventory;
 use crate::keys;
 use crate::options::{Activate, Expect, Match, PublishOptions};
 use crate::progress::{Note, Progress};
@@ -79,24 +79,36 @@ pub(crate) fn for_build(
 pub(crate) fn own(
     core: &Arc<Core>,
     template: &TemplateId,
+    spec: &TemplateSpec,
     inputs: &BuildInputs,
     matching: Match,
     progress: &mut dyn Progress,
 ) -> Result<Option<Revision>> {
-    let mut newest: Option<Revision> = None;
-    for id in heal::revisions_of(core, template)? {
+    let mut best: Option<Revision> = None;
+    for id in inventory::revisions_of(core, template)? {
         let Some(found) = usable(core, template, &id, inputs, matching, progress)? else { continue };
-        let published = |revision: &Revision| revision.record().published_at;
-        if newest.as_ref().is_none_or(|newest| published(newest) < published(&found)) {
-            newest = Some(found);
+        let rank = |revision: &Revision| (has_resources(revision, spec), revision.record().published_at);
+        if best.as_ref().is_none_or(|best| rank(best) < rank(&found)) {
+            best = Some(found);
         }
     }
-    if let Some(found) = &newest {
+    if let Some(found) = &best {
         // Its publisher may have died before its name was durable.
         core.disk.fsync_dir(&core.layout.artifacts(template))?;
         remember(core, found, inputs)?;
     }
-    Ok(newest)
+    Ok(best)
+}
+
+/// A certain revision, if it can serve for these inputs.
+pub(crate) fn certain(
+    core: &Arc<Core>,
+    template: &TemplateId,
+    id: &RevisionId,
+    inputs: &BuildInputs,
+    matching: Match,
+) -> Result<Option<Revision>> {
+    usable(core, template, id, inputs, matching, &mut ())
 }
 
 /// The revision, if it is there, intact as far as a look at its metadata tells, and made from these inputs.
@@ -115,13 +127,14 @@ fn usable(
             progress.note(Note::SourceDamaged { path, problem });
             return Ok(None);
         }
-        Err(Error::Format { path, source }) => {
-            progress.note(Note::SourceDamaged { path, problem: source.to_string() });
+        // One revision that can't be read must not keep anybody from building.
+        Err(error) => {
+            let path = core.layout.revision(template, id);
+            progress.note(Note::SourceDamaged { path, problem: error.to_string() });
             return Ok(None);
         }
-        Err(error) => return Err(error),
     };
-    if !inputs.match_key_of(revision.record()) || !sources_match(&revision, inputs, matching, progress) {
+    if !matches(&revision, inputs, matching, progress) {
         return Ok(None);
     }
     if let Some((path, problem)) = revision.first_damage()? {
@@ -131,13 +144,15 @@ fn usable(
     Ok(Some(revision))
 }
 
-fn sources_match(revision: &Revision, inputs: &BuildInputs, matching: Match, progress: &mut dyn Progress) -> bool {
+fn matches(revision: &Revision, inputs: &BuildInputs, matching: Match, progress: &mut dyn Progress) -> bool {
     let (template, id) = (revision.template().clone(), revision.id().clone());
-    if let (Some(theirs), Some(ours)) = (revision.record().source_hash, inputs.source_hash())
-        && theirs != ours
-    {
-        progress.note(Note::SourcesDiffer { template, revision: id });
-        return false;
+    match inputs.made(revision.record()) {
+        Made::These => {}
+        Made::Others => return false,
+        Made::OtherSources => {
+            progress.note(Note::SourcesDiffer { template, revision: id });
+            return false;
+        }
     }
     let flake_ref = &revision.build().flake_ref;
     if inputs.flake_ref().is_some_and(|ours| ours != flake_ref) {
@@ -164,6 +179,9 @@ pub(crate) fn take(
     if !is_done(core, &found, options)? {
         let _change = core.begin_change()?;
         let lock = template::lock(core, &purpose.template)?;
+        if !found.is_there()? {
+            return Ok(None);
+        }
         activate_existing(core, &lock, &found, options, Action::Reuse)?;
     }
     Ok(Some(found))
@@ -195,6 +213,7 @@ fn link(
         template: purpose.template.clone(),
         spec: purpose.spec.clone(),
         dir,
+        staging: None,
         dirs,
         id: new_id(source, old, &contents),
         record: record_of(source, inputs, &purpose.spec),
@@ -219,6 +238,8 @@ fn record_of(source: &Revision, inputs: &BuildInputs, spec: &TemplateSpec) -> Re
     record.build.flake_lock_hash = inputs.flake_lock_hash().to_string();
     record.build.snapshot = None;
     record.source_hash = inputs.source_hash().or(record.source_hash);
+    (record.build.vcpus, record.build.mem_mib, record.build.data_disk_mib) =
+        (spec.vcpus, spec.mem_mib, spec.data_disk_mib);
     record.reused_from = Some(Origin { template: source.template().clone(), revision: source.id().clone() });
     record
 }
@@ -290,15 +311,17 @@ fn link_file(
     progress: &mut dyn Progress,
 ) -> Result<bool> {
     let path = source.artifact(&content.path);
-    match core.disk.link(&path, target) {
-        Ok(()) => Ok(true),
-        Err(error) if error.is_not_found() && read::exists(parent_of(target))? => Ok(false),
-        Err(error) if needs_copy(error.kind()) => {
-            let reason = error.source.to_string();
-            progress.note(Note::NotShared { path: content.path.clone(), reason });
-            let (digest, _) = core.disk.copy_sealed((&read::open(&path)?, &path), target, &|_| ())?;
-            Ok(digest == content.blake3)
-        }
-        Err(error) => Err(error.into()),
-    }
+    let Some(metadata) = read::metadata_if_there(&path)? else { return Ok(false) };
+    let reason = match read::can_share(&metadata) {
+        false => "the stored file belongs to another user, who could change it".to_owned(),
+        true => match core.disk.link(&path, target) {
+            Ok(()) => return Ok(true),
+            Err(error) if needs_copy(error.kind()) => error.source.to_string(),
+            Err(error) if error.is_not_found() && !read::exists(&path)? => return Ok(false),
+            Err(error) => return Err(error.into()),
+        },
+    };
+    progress.note(Note::NotShared { path: content.path.clone(), reason });
+    let (digest, _) = core.disk.copy_sealed((&read::open(&path)?, &path), target, &|_| ())?;
+    Ok(digest == content.blake3)
 }

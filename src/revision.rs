@@ -8,7 +8,7 @@ use camino::Utf8PathBuf;
 use crate::activation::{self, Current};
 use crate::core::Core;
 use crate::error::{Error, PathError, Result};
-use crate::format::{Content, RevisionRecord, TemplateRevision};
+use crate::format::{Content, FormatError, RevisionRecord, TemplateRevision};
 use crate::fs::lock::Flock;
 use crate::fs::read;
 use crate::fs::seal::looks_sealed;
@@ -67,7 +67,10 @@ impl Revision {
             Some(bytes) => bytes,
             None => return Err(Error::Damaged { path, problem: "it is missing".into() }),
         };
-        let record = RevisionRecord::from_json(&bytes).map_err(|source| Error::Format { path, source })?;
+        let record = RevisionRecord::from_json(&bytes).map_err(|source| match source {
+            FormatError::Invalid { .. } => Error::Damaged { path, problem: source.to_string() },
+            newer => Error::Format { path, source: newer },
+        })?;
         let (template, id) = (template.clone(), id.clone());
         Ok(Revision { core: core.clone(), template, id, record: Arc::new(record), lease })
     }
@@ -178,6 +181,19 @@ impl Revision {
     /// ```
     pub fn lease_for_child(&self) -> Result<OwnedFd> {
         Ok(self.lease.for_child()?)
+    }
+
+    /// Whether it is still where it was: who removes by force does not ask who holds it.
+    pub(crate) fn is_there(&self) -> Result<bool> {
+        Ok(self.lease.still_named()?)
+    }
+
+    /// An error if a file is not what was published, as far as its metadata tell.
+    pub(crate) fn refuse_damage(&self) -> Result<()> {
+        match self.first_damage()? {
+            Some((path, problem)) => Err(Error::Damaged { path, problem: problem.to_owned() }),
+            None => Ok(()),
+        }
     }
 
     /// Finds, without reading data, a file that is not what was published.

@@ -1,6 +1,5 @@
 //! From a builder's directory to files that nobody can change: what a draft may hold, and how it is sealed.
 
-use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, PoisonError};
 
@@ -27,8 +26,6 @@ pub(crate) struct Survey {
     pub files: Vec<(ArtifactPath, Entry)>,
     /// Each after those that it holds.
     pub dirs: Vec<Utf8PathBuf>,
-    /// The user who may change the directory.
-    owner: u32,
 }
 
 impl Survey {
@@ -63,7 +60,7 @@ impl Survey {
             }
         }
         let dirs = bottom_up(&entries).map(|entry| entry.path.clone()).chain([dir.to_owned()]).collect();
-        Ok(Survey { files, dirs, owner: read::metadata(dir)?.uid() })
+        Ok(Survey { files, dirs })
     }
 
     /// Bytes of all files, holes included.
@@ -101,12 +98,13 @@ pub(crate) struct DraftFile {
 pub(crate) fn seal_files(
     disk: &Disk,
     survey: &Survey,
-    imported: &HashMap<ArtifactPath, Content>,
+    draft: &Draft,
     progress: &mut dyn Progress,
 ) -> Result<Vec<DraftFile>> {
+    let imported = &draft.imported;
     in_parallel(Stage::Sealing, survey.bytes(), progress, |advance| {
         let seal = |(path, entry): &(ArtifactPath, Entry)| {
-            seal_file(disk, survey.owner, path, entry, imported.get(path), advance)
+            seal_file(disk, draft.staging(), path, entry, imported.get(path), advance)
         };
         survey.files.par_iter().map(seal).collect()
     })
@@ -114,7 +112,7 @@ pub(crate) fn seal_files(
 
 fn seal_file(
     disk: &Disk,
-    owner: u32,
+    staging: &Utf8Path,
     path: &ArtifactPath,
     entry: &Entry,
     imported: Option<&Content>,
@@ -128,7 +126,7 @@ fn seal_file(
         advance(content.size);
         return Ok(DraftFile { content: content.clone(), notes: Vec::new() });
     }
-    let sealed = disk.seal_file(&entry.path, owner, advance)?;
+    let sealed = disk.seal_file(&entry.path, staging, advance)?;
     let mut notes = Vec::new();
     if !sealed.dropped.is_empty() {
         notes.push(Note::AttributesDropped { path: path.clone(), names: sealed.dropped });
@@ -164,18 +162,20 @@ pub(crate) struct SealedFiles {
 
 /// Seals a draft: every file is durable before any of them becomes an object.
 pub(crate) fn seal(draft: &Draft, options: &SealOptions, progress: &mut dyn Progress) -> Result<SealedFiles> {
+    let _change = draft.core.begin_change()?;
     let disk = &draft.core.disk;
     let survey = Survey::of(disk, draft.path(), options)?;
     let public = draft.core.public_mode()?;
     for dir in &survey.dirs {
         disk.chmod(dir, public)?;
     }
-    let files = seal_files(disk, &survey, &draft.imported, progress)?;
+    let files = seal_files(disk, &survey, draft, progress)?;
     let mut shared_bytes = 0;
     for file in &files {
         file.notes.iter().cloned().for_each(|note| progress.note(note));
-        if file.content.size >= OBJECT_MIN_SIZE {
-            shared_bytes += intern(&draft.core, draft, &file.content, progress)?;
+        // Somebody else's directory gets no links to objects before it is ours.
+        if draft.staging.is_none() {
+            shared_bytes += intern(&draft.core, &file.content, draft.path(), draft.staging(), progress)?;
         }
     }
     let contents = files.into_iter().map(|file| file.content).collect();
@@ -183,13 +183,22 @@ pub(crate) fn seal(draft: &Draft, options: &SealOptions, progress: &mut dyn Prog
 }
 
 /// Makes a file an object, or a link to the one that is there; gives the bytes that need no blocks of their own.
-fn intern(core: &Core, draft: &Draft, content: &Content, progress: &mut dyn Progress) -> Result<u64> {
-    let file = draft.join(&content.path);
-    match objects::intern(core, &file, content, draft.path())? {
+pub(crate) fn intern(
+    core: &Core,
+    content: &Content,
+    dir: &Utf8Path,
+    staging: &Utf8Path,
+    progress: &mut dyn Progress,
+) -> Result<u64> {
+    if content.size < OBJECT_MIN_SIZE {
+        return Ok(0);
+    }
+    let file = dir.join(content.path.as_path());
+    match objects::intern(core, &file, content, staging)? {
         Interned::New => Ok(0),
         Interned::Shared => Ok(content.size),
         Interned::Replaced { rotten } => {
-            heal::everywhere(core, content, rotten, &file, draft.path(), progress)?;
+            heal::everywhere(core, content, rotten, &file, staging, progress)?;
             Ok(0)
         }
         Interned::Private { reason } => {

@@ -1,22 +1,25 @@
 //! A draft whose files nobody can change any more, one step before it is visible.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::compare::{Difference, differences};
-use crate::draft::Draft;
-use crate::error::{Error, Result};
+use crate::core::Core;
+use crate::draft::{Draft, DraftDir, Purpose};
+use crate::error::Result;
+use crate::format::Outcome as End;
 use crate::format::{
     Action, ArtifactPaths, ArtifactSizes, CURRENT_SCHEMA_VERSION, Content, Extra, KeyHint, RevisionRecord,
     TemplateRevision, derived_id,
 };
-use crate::id::{ArtifactPath, RevisionId};
+use crate::id::{ArtifactPath, RevisionId, TemplateId};
 use crate::inputs::BuildInputs;
 use crate::keys;
 use crate::options::{ArtifactNames, Known, PublishOptions, SealOptions};
-use crate::progress::{Progress, Stage};
+use crate::progress::{Note, Progress, Stage};
 use crate::publish::{Commit, Conflict, Outcome, commit};
 use crate::revision::Revision;
-use crate::seal::SealedFiles;
+use crate::seal::{SealedFiles, intern};
 
 /// A draft that is hashed, deduplicated and durable, and that nobody sees yet.
 ///
@@ -126,10 +129,14 @@ impl Sealed {
         let claim = draft.claim.take();
         let published = publish(draft, files, &names, id, took, options, progress);
         if let Some(claim) = claim {
-            claim.end(match &published {
-                Ok(published) => crate::format::Outcome::Published(published.revision.id().clone()),
-                Err(error) => crate::format::Outcome::Failed(error.to_string()),
-            })?;
+            let told = claim.end(match &published {
+                Ok(published) => End::Published(published.revision.id().clone()),
+                Err(error) => End::Failed(error.to_string()),
+            });
+            // What happened does not change because the others could not be told.
+            if let Err(error) = told {
+                tracing::warn!(%error, "those who wait for this build were not told how it ended");
+            }
         }
         published
     }
@@ -144,10 +151,10 @@ fn publish(
     options: &PublishOptions,
     progress: &mut dyn Progress,
 ) -> Result<Published> {
-    let Draft { core, dir, purpose, .. } = draft;
+    let Draft { core, dir, purpose, staging, .. } = draft;
     let _change = core.begin_change()?;
     let earlier = match (&purpose.inputs, purpose.known) {
-        (Some(inputs), Known::BuildAgain) => earlier_build(&core, &purpose.template, inputs)?,
+        (Some(inputs), Known::BuildAgain) => earlier_build(&core, &purpose.template, inputs),
         _ => None,
     };
     let record = record(&purpose, &files.contents, names, took, core.now().to_string());
@@ -159,6 +166,7 @@ fn publish(
         template: purpose.template.clone(),
         spec: purpose.spec,
         dir,
+        staging,
         dirs: files.dirs,
         id,
         record,
@@ -166,21 +174,33 @@ fn publish(
         conflict,
         action: Action::Publish,
     };
+    let moved = sealed.staging.is_some();
     let (revision, outcome) = commit(&core, sealed, options, progress)?;
+    let shared_bytes = match moved {
+        true => share(&core, &revision, progress)?,
+        false => files.shared_bytes,
+    };
     if let Some(inputs) = &purpose.inputs {
         remember(&core, &revision, inputs)?;
     }
     let differs = match earlier {
-        Some(earlier) => compare(&earlier, &revision, progress)?,
+        Some(earlier) => compare(&earlier, &revision, progress),
         None => None,
     };
-    Ok(Published { revision, outcome, shared_bytes: files.shared_bytes, differs })
+    Ok(Published { revision, outcome, shared_bytes, differs })
+}
+
+/// Shares the files of a directory that was moved in, now that it is ours.
+fn share(core: &Arc<Core>, revision: &Revision, progress: &mut dyn Progress) -> Result<u64> {
+    let staging = DraftDir::new(core)?;
+    let dir = revision.path();
+    revision.contents().iter().map(|content| intern(core, content, &dir, staging.path(), progress)).sum()
 }
 
 /// Puts the revision into the index of keys. A hint: an error of the disk is not worth failing for.
-pub(crate) fn remember(core: &crate::core::Core, revision: &Revision, inputs: &BuildInputs) -> Result<()> {
+pub(crate) fn remember(core: &Core, revision: &Revision, inputs: &BuildInputs) -> Result<()> {
     let (template, id) = (revision.template().clone(), revision.id().clone());
-    let hint = KeyHint { template, revision: id, source_hash: revision.record().source_hash };
+    let hint = KeyHint { template, revision: id, source_hash: inputs.source_hash() };
     if let Err(error) = keys::record(core, &inputs.key(), hint) {
         tracing::warn!(%error, "the index of keys could not be written; the revision will be found more slowly");
     }
@@ -188,36 +208,33 @@ pub(crate) fn remember(core: &crate::core::Core, revision: &Revision, inputs: &B
 }
 
 /// The template's newest revision with the same key, before it is built again.
-fn earlier_build(
-    core: &std::sync::Arc<crate::core::Core>,
-    template: &crate::TemplateId,
-    inputs: &BuildInputs,
-) -> Result<Option<Revision>> {
-    let hints = keys::hints(core, &inputs.key())?;
-    let Some(hint) = hints.into_iter().find(|hint| hint.template == *template) else { return Ok(None) };
-    match Revision::open(core, template, &hint.revision) {
-        Ok(revision) => Ok(Some(revision)),
-        Err(Error::Io(error)) => Err(error.into()),
-        Err(_) => Ok(None),
-    }
+///
+/// One that can't be read is often the reason for building again.
+fn earlier_build(core: &Arc<Core>, template: &TemplateId, inputs: &BuildInputs) -> Option<Revision> {
+    let hints = keys::hints(core, &inputs.key()).unwrap_or_default();
+    let hint = hints.into_iter().find(|hint| hint.template == *template)?;
+    Revision::open(core, template, &hint.revision).ok()
 }
 
-fn compare(
-    old: &Revision,
-    new: &Revision,
-    progress: &mut dyn Progress,
-) -> Result<Option<(RevisionId, Vec<Difference>)>> {
+/// What differs between two builds. The new one is published: that the old one can't be read is no failure.
+fn compare(old: &Revision, new: &Revision, progress: &mut dyn Progress) -> Option<(RevisionId, Vec<Difference>)> {
     if old.id() == new.id() {
-        return Ok(None);
+        return None;
     }
     progress.begin(Stage::Comparing, new.contents().iter().map(|content| content.size).sum());
     let found = differences((&old.path(), old.contents()), (&new.path(), new.contents()));
     progress.end();
-    Ok(Some((old.id().clone(), found?)))
+    match found {
+        Ok(found) => Some((old.id().clone(), found)),
+        Err(error) => {
+            progress.note(Note::SourceDamaged { path: old.path(), problem: error.to_string() });
+            None
+        }
+    }
 }
 
 fn record(
-    purpose: &crate::draft::Purpose,
+    purpose: &Purpose,
     contents: &[Content],
     names: &ArtifactNames,
     took: Duration,
@@ -245,6 +262,7 @@ fn record(
         published_at: None,
         build_seconds: inputs.map(|_| (took.as_secs_f64() * 1000.0).round() / 1000.0),
         source_hash: inputs.and_then(BuildInputs::source_hash),
+        also_made_from: Vec::new(),
         reused_from: None,
     }
 }

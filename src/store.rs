@@ -8,8 +8,8 @@ use crate::activation;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::{Action, Activation, TemplateSpec};
-use crate::heal;
 use crate::id::{RevisionId, TemplateId};
+use crate::inventory;
 use crate::layout::Layout;
 use crate::open;
 use crate::options::{Expect, PublishOptions, StoreOptions};
@@ -183,10 +183,10 @@ impl Store {
     pub fn apply(&self, spec: &TemplateSpec) -> Result<Applied> {
         let _change = self.core.begin_change()?;
         let id: TemplateId = check(spec)?;
-        if template::create(&self.core, &id, spec)? {
+        let (lock, created) = template::create_and_lock(&self.core, &id, spec)?;
+        if created {
             return Ok(Applied::Created);
         }
-        let lock = template::lock(&self.core, &id)?;
         let existing = template::spec(&self.core, &id)?;
         if existing.defines_the_same(spec) {
             return Ok(Applied::Unchanged);
@@ -218,7 +218,7 @@ impl Store {
     /// # Ok::<(), template_store::Error>(())
     /// ```
     pub fn templates(&self) -> Result<Vec<TemplateId>> {
-        heal::templates(&self.core)
+        inventory::templates(&self.core)
     }
 
     /// A template's definition.
@@ -262,8 +262,8 @@ impl Store {
     /// # Ok::<(), template_store::Error>(())
     /// ```
     pub fn revisions(&self, id: &TemplateId) -> Result<Vec<RevisionId>> {
-        match heal::templates(&self.core)?.contains(id) {
-            true => heal::revisions_of(&self.core, id),
+        match inventory::exists(&self.core, id)? {
+            true => inventory::revisions_of(&self.core, id),
             false => Err(Error::TemplateNotFound { template: id.clone() }),
         }
     }
@@ -434,9 +434,7 @@ impl Store {
         action: Action,
     ) -> Result<Revision> {
         let revision = Revision::open(&self.core, &lock.id, revision)?;
-        if let Some((path, problem)) = revision.first_damage()? {
-            return Err(Error::Damaged { path, problem: problem.to_owned() });
-        }
+        revision.refuse_damage()?;
         // Whoever published it may have died before its name was durable.
         self.core.disk.fsync_dir(&self.core.layout.artifacts(&lock.id))?;
         activate_existing(&self.core, lock, &revision, &PublishOptions::default().expect(expect), action)?;

@@ -18,6 +18,18 @@ pub(crate) struct TemplateLock {
     _lock: Flock,
 }
 
+/// Makes a template if there is none, and locks it; says whether it is new.
+pub(crate) fn create_and_lock(core: &Core, id: &TemplateId, spec: &TemplateSpec) -> Result<(TemplateLock, bool)> {
+    loop {
+        let created = create(core, id, spec)?;
+        match lock(core, id) {
+            // Somebody removed it between the two.
+            Err(Error::TemplateNotFound { .. }) => {}
+            locked => return Ok((locked?, created)),
+        }
+    }
+}
+
 /// Waits for the template's lock.
 pub(crate) fn lock(core: &Core, id: &TemplateId) -> Result<TemplateLock> {
     match Flock::wait_for(&core.layout.template(id), Mode::Exclusive) {
@@ -69,7 +81,7 @@ fn make(core: &Core, id: &TemplateId, spec: &TemplateSpec) -> Result<bool> {
     match made {
         Ok(()) => Ok(true),
         Err(error) => {
-            core.disk.remove_tree(draft.path())?;
+            let _ = core.disk.remove_tree(draft.path());
             match error.kind() {
                 io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => Ok(false),
                 _ => Err(error.into()),

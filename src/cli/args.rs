@@ -15,8 +15,11 @@ pub(crate) struct Args {
     /// Print one JSON document
     #[arg(long, global = true)]
     pub json: bool,
-    /// Say nothing but results and errors
+    /// Say each change to the disk
     #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// Say nothing but results and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Use a store on a network file system, where the locks of other hosts may not count
     #[arg(long, global = true)]
@@ -93,9 +96,9 @@ pub(crate) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Init {
-    /// Whether what has returned must survive a power cut; kept in the store
-    #[arg(long, value_enum, default_value_t = DurabilityArg::Full)]
-    pub durability: DurabilityArg,
+    /// Whether what has returned must survive a power cut; fixed when the store is made [default: full]
+    #[arg(long, value_enum)]
+    pub durability: Option<DurabilityArg>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -10,10 +10,10 @@ use super::output::revision_json;
 use super::{Failure, Result, Session, Status};
 
 pub(crate) fn init(session: &Session, args: &Init) -> Result {
-    let durability = match args.durability {
+    let durability = args.durability.map(|durability| match durability {
         DurabilityArg::Full => Durability::Full,
         DurabilityArg::None => Durability::None,
-    };
+    });
     let store = Store::init(session.root()?, &session.options().durability(durability))?;
     let root = store.layout().root();
     session.output.result(|| json!({ "store": root }), || format!("the store is at {root}"));
@@ -83,6 +83,6 @@ pub(crate) fn remove(session: &Session, target: &Target, force: bool) -> Result 
     Ok(Status::Done)
 }
 
-fn now() -> String {
+pub(crate) fn now() -> String {
     jiff::Timestamp::now().to_string()
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::thread;
 
 use rustix::process::{Pid, Signal};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 /// The hidden first word that makes this program the starter of a builder's command.
@@ -94,7 +94,7 @@ struct Watch {
 
 impl Watch {
     fn start() -> io::Result<Arc<Watch>> {
-        let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+        let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])?;
         let watch = Arc::new(Watch::default());
         let shared = watch.clone();
         thread::spawn(move || signals.forever().for_each(|signal| shared.got(signal)));
@@ -104,7 +104,9 @@ impl Watch {
     fn got(&self, signal: i32) {
         match i32::try_from(self.child.load(Ordering::SeqCst)).ok().and_then(Pid::from_raw) {
             Some(child) => {
-                self.asked.store(signal, Ordering::SeqCst);
+                if !matches!(signal, SIGUSR1 | SIGUSR2) {
+                    self.asked.store(signal, Ordering::SeqCst);
+                }
                 pass_on(signal, child);
             }
             None => drop(signal_hook::low_level::emulate_default_handler(signal)),

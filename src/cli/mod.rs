@@ -92,7 +92,9 @@ pub(crate) fn main() -> ExitCode {
         return child::exec(&words[2..]);
     }
     let args = Args::parse();
+    raise_file_limit();
     let output = Output::new(args.json, args.quiet);
+    log(&args);
     match dispatch(&args, &output) {
         Ok(status) => status.into(),
         Err(failure) => {
@@ -100,6 +102,29 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::from(failure.code())
         }
     }
+}
+
+/// What the library logs goes to stderr: warnings, and each change to the disk for those who want to see it.
+fn log(args: &Args) {
+    let level = match () {
+        () if args.verbose => tracing::Level::DEBUG,
+        () if args.quiet => tracing::Level::ERROR,
+        () => tracing::Level::WARN,
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(level)
+        .without_time()
+        .with_target(false)
+        .init();
+}
+
+/// Each revision that is held takes a descriptor, and a store may have thousands.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 fn dispatch(args: &Args, output: &Output) -> Result {
@@ -146,6 +171,7 @@ impl Session<'_> {
     /// The store that the call names, to change it, if there is one.
     pub fn open_if_there(&self) -> Result<Option<Store>> {
         match Store::open_with(self.root()?, &self.options()) {
+            // What must not be changed says so before anything else is looked at.
             Ok(_) => self.open_or_init().map(Some),
             Err(Error::NoStore { .. }) => Ok(None),
             Err(error) => Err(error.into()),

@@ -18,6 +18,9 @@ pub enum Action {
     Activate,
     /// The one after it was undone.
     Rollback,
+    /// What a newer program calls otherwise.
+    #[serde(other)]
+    Other,
 }
 
 /// One line of the log.
@@ -56,29 +59,30 @@ pub(crate) struct ActivationLog {
 }
 
 impl ActivationLog {
-    pub fn parse(bytes: &[u8], current: Option<&RevisionId>) -> ActivationLog {
+    /// Reads a log; `current` is the text that the link holds, as far as it names a revision.
+    ///
+    /// A line that can't be read is passed over and stays: a flipped bit must not cost the lines after it.
+    pub fn parse(bytes: &[u8], current: Option<&str>) -> ActivationLog {
         let mut log = ActivationLog { entries: Vec::new(), len: 0 };
         let mut ends = Vec::new();
-        let mut end = 0;
-        for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-            // Lines are written in order: after a torn one, nothing can be trusted.
-            let Ok(entry) = serde_json::from_slice(line) else { break };
-            if !line.ends_with(b"\n") {
-                break;
+        for line in bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n")) {
+            log.len += line.len() as u64;
+            if let Ok(entry) = serde_json::from_slice(line) {
+                log.entries.push(entry);
+                ends.push(log.len);
             }
-            end += line.len() as u64;
-            log.entries.push(entry);
-            ends.push(end);
         }
         let counted = match current {
-            None => 0,
-            // Somebody else moved `current`: no line was cut short, and all stay.
-            Some(current) => {
-                log.entries.iter().rposition(|entry| &entry.revision == current).map_or(ends.len(), |at| at + 1)
-            }
+            // The first activation was cut short. A second line would say that there was a `current`.
+            None if log.entries.len() <= 1 => Some(0),
+            None => None,
+            Some(current) => log.entries.iter().rposition(|entry| entry.revision.as_str() == current).map(|at| at + 1),
         };
-        log.entries.truncate(counted);
-        log.len = counted.checked_sub(1).map_or(0, |last| ends[last]);
+        // Where no line names `current`, somebody else moved or removed it, and no line was cut short.
+        if let Some(counted) = counted {
+            log.entries.truncate(counted);
+            log.len = counted.checked_sub(1).map_or(0, |last| ends[last]);
+        }
         log
     }
 
@@ -111,7 +115,7 @@ mod tests {
     }
 
     fn stack(lines: &[(&str, Action)], current: &str) -> Vec<String> {
-        let log = ActivationLog::parse(&bytes(lines), Some(&current.parse().unwrap()));
+        let log = ActivationLog::parse(&bytes(lines), Some(current));
         log.stack().into_iter().map(ToString::to_string).collect()
     }
 
@@ -133,17 +137,32 @@ mod tests {
     fn lines_after_the_one_that_names_current_do_not_count() {
         let lines = [("a", Publish), ("b", Publish), ("c", Publish)];
         assert_eq!(stack(&lines, "b"), ["a", "b"]);
-        assert_eq!(ActivationLog::parse(&bytes(&lines), None).len, 0);
+        assert_eq!(ActivationLog::parse(&bytes(&lines[..1]), None).len, 0);
     }
 
     #[test]
     fn a_torn_line_is_cut() {
         let whole = bytes(&[("a", Publish), ("b", Publish)]);
         for kept in 0..whole.len() {
-            let log = ActivationLog::parse(&whole[..kept], Some(&"a".parse().unwrap()));
+            let log = ActivationLog::parse(&whole[..kept], Some("a"));
             assert!(log.len <= kept as u64);
             assert_eq!(log.entries.len() as u64, log.len / (whole.len() as u64 / 2));
         }
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_costs_no_other() {
+        let mut log = bytes(&[("a", Publish), ("b", Publish), ("c", Publish)]);
+        let line = log.len() / 3;
+        log[line + 3] ^= 0x80;
+        let read = ActivationLog::parse(&log, Some("c"));
+        assert_eq!((read.entries.len(), read.len), (2, log.len() as u64));
+    }
+
+    #[test]
+    fn a_log_whose_current_was_removed_is_kept() {
+        let log = bytes(&[("a", Publish), ("b", Publish)]);
+        assert_eq!(ActivationLog::parse(&log, None).len, log.len() as u64);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub use contents::Content;
 pub(crate) use contents::{check_listing, derived_id, short_contents};
 pub(crate) use fc::with_machine;
 pub use revision::{
-    ArtifactPaths, ArtifactSizes, Origin, RevisionRecord, SnapshotInfo, TemplateKind, TemplateRevision,
+    ArtifactPaths, ArtifactSizes, MadeFrom, Origin, RevisionRecord, SnapshotInfo, TemplateKind, TemplateRevision,
 };
 pub use store::Durability;
 pub(crate) use store::{KeyEntry, KeyHint, StoreFormat};

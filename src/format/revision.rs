@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Content, Extra, FormatError, check_listing, default_schema_version, pretty, versioned};
 use crate::id::{ArtifactPath, CacheKey, Digest, RevisionId, TemplateId};
+use crate::options::Resources;
 
 /// Where the artifacts that every template has lie in the revision's directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +135,26 @@ pub struct Origin {
     pub revision: RevisionId,
 }
 
+/// What a revision was made from: the parts of its cache key, and its sources.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeFrom {
+    /// The hash of the lock file.
+    pub flake_lock_hash: String,
+    /// The build profile.
+    pub profile: String,
+    /// The role of the workload.
+    pub role: String,
+    /// The hash of the sources beside the lock file, if they were given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_hash: Option<Digest>,
+}
+
+impl MadeFrom {
+    pub(crate) fn key(&self) -> CacheKey {
+        CacheKey::of_text(&self.flake_lock_hash, &self.profile, &self.role)
+    }
+}
+
 /// A whole `revision.json`: mvm's record, and what this store adds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RevisionRecord {
@@ -152,6 +173,9 @@ pub struct RevisionRecord {
     /// The hash of the sources beside the lock file, if they were given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_hash: Option<Digest>,
+    /// Other inputs from which the same bytes came out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also_made_from: Vec<MadeFrom>,
     /// The revision whose files this one shares, if it was not built itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reused_from: Option<Origin>,
@@ -209,8 +233,32 @@ impl RevisionRecord {
             .collect()
     }
 
-    /// Virtual CPUs, memory and data disk.
-    pub(crate) fn resources(&self) -> (u8, u32, u32) {
-        (self.build.vcpus, self.build.mem_mib, self.build.data_disk_mib)
+    /// All inputs that it is known to be made from.
+    pub(crate) fn made_from(&self) -> impl Iterator<Item = MadeFrom> {
+        let build = &self.build;
+        let first = (!build.flake_lock_hash.is_empty()).then(|| MadeFrom {
+            flake_lock_hash: build.flake_lock_hash.clone(),
+            profile: build.profile.clone(),
+            role: build.role.clone(),
+            source_hash: self.source_hash,
+        });
+        first.into_iter().chain(self.also_made_from.iter().cloned())
+    }
+
+    /// These bytes of `revision.json` with other inputs added; whatever else they hold stays.
+    pub(crate) fn add_made_from(bytes: &[u8], inputs: &MadeFrom) -> Result<Vec<u8>, FormatError> {
+        let mut document: serde_json::Value = super::plain("revision.json", bytes)?;
+        let list = document.as_object_mut().and_then(|document| {
+            document.entry("also_made_from").or_insert_with(|| serde_json::Value::Array(Vec::new())).as_array_mut()
+        });
+        let list = list.ok_or_else(|| FormatError::invalid("revision.json", "also_made_from is not a list"))?;
+        list.push(serde_json::to_value(inputs).expect("our own types are JSON"));
+        Ok(pretty(&document))
+    }
+
+    /// What a VM of it gets.
+    pub(crate) fn resources(&self) -> Resources {
+        let TemplateRevision { vcpus, mem_mib, data_disk_mib, .. } = self.build;
+        Resources { vcpus, mem_mib, data_disk_mib }
     }
 }

@@ -57,6 +57,8 @@ pub struct TemplateVariant {
     pub data_disk_mib: u32,
 }
 
+const WHAT: &str = "template configuration";
+
 fn default_profile() -> String {
     "minimal".to_owned()
 }
@@ -69,17 +71,34 @@ impl TemplateConfig {
     /// # Errors
     /// What is wrong, with the line it stands on.
     pub fn from_toml(text: &str) -> Result<TemplateConfig, FormatError> {
-        let invalid = |error: toml::de::Error| FormatError::invalid("template configuration", error);
+        // serde's defaults know neither the file's own profile nor lines, so the variants are looked at twice.
+        #[derive(Deserialize)]
+        struct Lines {
+            variants: Vec<toml::Spanned<toml::Table>>,
+        }
+        let invalid = |error: toml::de::Error| FormatError::invalid(WHAT, error);
         let mut config: TemplateConfig = toml::from_str(text).map_err(invalid)?;
-        // serde's default cannot see the file's own profile, so the variants that are silent are found again here.
-        let silent: toml::Table = toml::from_str(text).map_err(invalid)?;
-        let variants = silent.get("variants").and_then(|value| value.as_array());
-        for (variant, table) in config.variants.iter_mut().zip(variants.into_iter().flatten()) {
-            if table.get("profile").is_none() {
+        let lines: Lines = toml::from_str(text).map_err(invalid)?;
+        for (variant, table) in config.variants.iter_mut().zip(&lines.variants) {
+            if !table.get_ref().contains_key("profile") {
                 variant.profile.clone_from(&config.profile);
             }
         }
-        Ok(config)
+        for (variant, table) in config.variants.iter().zip(&lines.variants) {
+            let line = text[..table.span().start].matches('\n').count() + 1;
+            config.check(variant).map_err(|reason| FormatError::invalid(WHAT, format!("line {line}: {reason}")))?;
+        }
+        config.specs("").map(|_| config)
+    }
+
+    /// What is wrong with a variant by itself.
+    fn check(&self, variant: &TemplateVariant) -> Result<(), String> {
+        self.spec(variant, "").map_err(|error| error.to_string())?;
+        match variant {
+            TemplateVariant { vcpus: 0, .. } => Err("vcpus is 0; a VM needs at least one".into()),
+            TemplateVariant { mem_mib: 0, .. } => Err("mem_mib is 0; a VM needs memory".into()),
+            _ => Ok(()),
+        }
     }
 
     /// The templates that this file defines, created at `now` (RFC 3339).
@@ -87,7 +106,7 @@ impl TemplateConfig {
     /// # Errors
     /// A variant whose id, profile or role is not valid, or two variants with one id.
     pub fn specs(&self, now: &str) -> Result<Vec<TemplateSpec>, FormatError> {
-        let invalid = |reason: String| FormatError::invalid("template configuration", reason);
+        let invalid = |reason: String| FormatError::invalid(WHAT, reason);
         let mut specs: Vec<TemplateSpec> = Vec::new();
         if self.variants.is_empty() {
             return Err(invalid("it has no variants; add a [[variants]] table".into()));
@@ -196,5 +215,38 @@ impl TemplateSpec {
             ..spec.clone()
         };
         timeless(self) == timeless(other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "template_id = 'web'\nflake_ref = '.'\n";
+
+    #[test]
+    fn a_mistake_is_shown_with_its_line() {
+        let variant =
+            |lines: &str| format!("{HEAD}[[variants]]\nrole = 'a'\nvcpus = 1\nmem_mib = 1\n\n[[variants]]\n{lines}");
+        for (lines, shown) in [
+            ("role = 'b'\nvcpus = 300\nmem_mib = 1\n", "line 10"),
+            ("role = 'b:c'\nvcpus = 1\nmem_mib = 1\n", "line 8"),
+            ("role = 'b'\nvcpus = 0\nmem_mib = 1\n", "line 8: vcpus"),
+            ("role = ", "line 9"),
+        ] {
+            let error = TemplateConfig::from_toml(&variant(lines)).unwrap_err().to_string();
+            assert!(error.contains(shown), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_variant_without_a_profile_has_the_one_of_the_file() {
+        let variants = "[[variants]]\nrole = 'a'\nvcpus = 1\nmem_mib = 1\n[[variants]]\nrole = 'b'\nprofile = 'own'\nvcpus = 1\nmem_mib = 1\n";
+        let profiles = |head: &str| {
+            let config = TemplateConfig::from_toml(&format!("{HEAD}{head}{variants}")).unwrap();
+            config.variants.into_iter().map(|variant| variant.profile).collect::<Vec<_>>()
+        };
+        assert_eq!(profiles(""), ["minimal", "own"]);
+        assert_eq!(profiles("profile = 'full'\n"), ["full", "own"]);
     }
 }

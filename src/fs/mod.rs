@@ -216,8 +216,12 @@ impl Disk {
     }
 
     fn step(&self, op: impl FnOnce() -> Op, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        let Some(observer) = &self.observer else { return act() };
+        if self.observer.is_none() && !tracing::enabled!(tracing::Level::DEBUG) {
+            return act();
+        }
         let op = op();
+        tracing::debug!("{op:?}");
+        let Some(observer) = &self.observer else { return act() };
         match observer.before(&op) {
             Verdict::Proceed => {
                 let outcome = act();

@@ -54,9 +54,21 @@ pub(crate) fn open(path: &Utf8Path) -> Result<File> {
     }
 }
 
-/// The bytes of a small file.
+/// The bytes of a small file of the store.
 pub(crate) fn bytes(path: &Utf8Path) -> Result<Vec<u8>> {
-    let file = open(path)?;
+    bytes_of(open(path)?, path)
+}
+
+/// The bytes of a small file that the user named; links are followed.
+pub(crate) fn user_bytes(path: &Utf8Path) -> Result<Vec<u8>> {
+    bytes_of(File::open(path).at("open", path)?, path)
+}
+
+pub(crate) fn user_bytes_if_there(path: &Utf8Path) -> Result<Option<Vec<u8>>> {
+    if_there(user_bytes(path))
+}
+
+fn bytes_of(file: File, path: &Utf8Path) -> Result<Vec<u8>> {
     let size = file.metadata().at("read", path)?.len();
     if size > LARGEST_DOCUMENT {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is too large for what it should be"))
@@ -148,6 +160,16 @@ pub(crate) fn xattrs(file: &File, path: &Utf8Path) -> Result<Vec<String>> {
     let names = names[..len].split(|&byte| byte == 0).filter(|name| !name.is_empty());
     let names = names.map(|name| String::from_utf8_lossy(name).into_owned());
     Ok(names.filter(|name| !["security.selinux", "security.SMACK64"].contains(&name.as_str())).collect())
+}
+
+/// The user who is asked about rights, and who owns what this process makes.
+pub(crate) fn user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// Whether this user may share an inode: nobody who could change it later is anybody else than this user or root.
+pub(crate) fn can_share(metadata: &Metadata) -> bool {
+    [0, user()].contains(&metadata.uid())
 }
 
 /// Bytes that this user can still write to the file system.

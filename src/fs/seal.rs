@@ -6,7 +6,6 @@ use std::os::unix::fs::MetadataExt;
 
 use camino::Utf8Path;
 
-use super::atomic::parent_of;
 use super::copy::{Advance, hash};
 use super::ioctl::has_writer;
 use super::{Disk, Result, read, with_unique_name};
@@ -31,29 +30,29 @@ pub(crate) fn looks_sealed(metadata: &Metadata, size: u64) -> bool {
 }
 
 impl Disk {
-    /// Seals the file at `path`, in a draft of user `owner`.
+    /// Seals the file at `path`, with half-done work in `staging`.
     ///
     /// The builder's inode is kept if nobody else can reach it; else its bytes go to a fresh one, which takes
     /// its name. Another name of the inode, and what is behind it, is never changed.
     /// A crash leaves the file or its sealed form under the name, and at most a part of a copy beside it.
-    pub fn seal_file(&self, path: &Utf8Path, owner: u32, advance: Advance) -> Result<SealedFile> {
+    pub fn seal_file(&self, path: &Utf8Path, staging: &Utf8Path, advance: Advance) -> Result<SealedFile> {
         let file = read::open(path)?;
-        match self.shut(&file, path, owner)? {
+        match self.shut(&file, path)? {
             None => match self.seal_in_place(&file, path, advance)? {
                 Some(sealed) => Ok(sealed),
-                None => self.seal_copy(&file, path, "it was changed while it was hashed", advance),
+                None => self.seal_copy(&file, path, staging, "it was changed while it was hashed", advance),
             },
-            Some(reason) => self.seal_copy(&file, path, reason, advance),
+            Some(reason) => self.seal_copy(&file, path, staging, reason, advance),
         }
     }
 
     /// Takes away the ways to write to a file; says why when there is one that can't be taken away.
-    fn shut(&self, file: &File, path: &Utf8Path, owner: u32) -> Result<Option<&'static str>> {
+    fn shut(&self, file: &File, path: &Utf8Path) -> Result<Option<&'static str>> {
         let metadata = file.metadata().at("read", path)?;
         if metadata.nlink() != 1 {
             return Ok(Some("it has another name outside the draft"));
         }
-        if metadata.uid() != owner {
+        if metadata.uid() != read::user() {
             return Ok(Some("it belongs to another user"));
         }
         // First the mode, so that no new writer comes; then the question whether one is left.
@@ -79,10 +78,17 @@ impl Disk {
         Ok(unchanged.then_some(SealedFile { digest, size, dropped, copied: None }))
     }
 
-    fn seal_copy(&self, file: &File, path: &Utf8Path, reason: &'static str, advance: Advance) -> Result<SealedFile> {
+    fn seal_copy(
+        &self,
+        file: &File,
+        path: &Utf8Path,
+        staging: &Utf8Path,
+        reason: &'static str,
+        advance: Advance,
+    ) -> Result<SealedFile> {
         let dropped = read::xattrs(file, path)?;
         let mut copied = None;
-        let staged = with_unique_name(parent_of(path), ".copy-", |name| {
+        let staged = with_unique_name(staging, ".copy-", |name| {
             copied = Some(self.copy_sealed((file, path), name, advance)?);
             Ok(())
         })?;
