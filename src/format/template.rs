@@ -122,8 +122,9 @@ impl TemplateConfig {
     }
 
     fn spec(&self, variant: &TemplateVariant, now: &str) -> Result<TemplateSpec, InvalidName> {
-        let id: TemplateId = variant.id(&self.template_id).parse()?;
-        let mut spec = TemplateSpec::new(&id, &self.flake_ref, &variant.profile.parse()?, &variant.role.parse()?, now);
+        let (profile, role) = (variant.profile.parse()?, variant.role.parse()?);
+        let id = variant.id(&self.template_id).parse()?;
+        let mut spec = TemplateSpec::new(&id, &self.flake_ref, &profile, &role, now);
         spec.vcpus = variant.vcpus;
         spec.mem_mib = variant.mem_mib;
         spec.data_disk_mib = variant.data_disk_mib;

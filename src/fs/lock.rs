@@ -2,8 +2,8 @@
 //!
 //! | lock on | shared | exclusive |
 //! |---|---|---|
-//! | `.store/` | each operation that changes the store, while it does | repair, upgrade |
 //! | `.store/locks/<key>` | | who builds the key, from the first question to the publication |
+//! | `.store/` | each operation that changes the store, while it does | repair, upgrade |
 //! | `templates/<id>/` | | who moves `current`, adds or removes a revision |
 //! | a revision, a draft | who uses it: the lease | who is about to remove it |
 //! | `.store/objects/ab/` | who links to objects | who sweeps them |
