@@ -3,7 +3,7 @@
 use camino::Utf8Path;
 
 use crate::claim::{Claimed, claim};
-use crate::draft::{Draft, Purpose};
+use crate::draft::Draft;
 use crate::error::{Error, Result};
 use crate::format::{Attempt, Outcome, TemplateSpec};
 use crate::id::{RevisionId, TemplateId};
@@ -16,6 +16,7 @@ use crate::revision::Revision;
 use crate::sealed::Published;
 use crate::store::Store;
 use crate::template;
+use crate::work::{Purpose, Work};
 
 /// What asking for a build gives.
 #[must_use = "a draft is to be filled and sealed"]
@@ -175,7 +176,9 @@ impl Store {
                 Claimed::Mine(claim) if options.known == Known::Reuse => {
                     // The builder before may have been done between our look and our claim.
                     match self.reuse_any(&purpose, inputs, options, progress) {
-                        Ok(None) => return Ok(Build::Draft(Draft::new(&self.core, purpose, Some(claim))?)),
+                        Ok(None) => {
+                            return Ok(Build::Draft(Draft { work: Work::begin(&self.core, purpose, Some(claim))? }));
+                        }
                         Ok(Some(revision)) => {
                             claim.abandon()?;
                             return Ok(Build::Reused(revision));
@@ -186,7 +189,9 @@ impl Store {
                         }
                     }
                 }
-                Claimed::Mine(claim) => return Ok(Build::Draft(Draft::new(&self.core, purpose, Some(claim))?)),
+                Claimed::Mine(claim) => {
+                    return Ok(Build::Draft(Draft { work: Work::begin(&self.core, purpose, Some(claim))? }));
+                }
             }
         }
     }
@@ -270,7 +275,7 @@ impl Store {
     pub fn rebuild(&self, template: &TemplateId, inputs: &BuildInputs) -> Result<Draft> {
         let _change = self.core.begin_change()?;
         let purpose = self.purpose(template, Some(inputs), None, Known::BuildAgain, "")?;
-        Draft::new(&self.core, purpose, None)
+        Ok(Draft { work: Work::begin(&self.core, purpose, None)? })
     }
 
     /// Publishes files that were built elsewhere: clones or copies of them.

@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use rayon::prelude::*;
 
 use crate::core::Core;
-use crate::draft::{Draft, DraftDir, Purpose};
+use crate::draft::Draft;
 use crate::error::{At, Error, Result};
 use crate::format::{Content, RevisionRecord, TemplateSpec};
 use crate::fs::lock::{Flock, Mode, Patience};
@@ -20,6 +20,7 @@ use crate::options::{Import, PublishOptions, SealOptions};
 use crate::progress::{Progress, Stage};
 use crate::seal::{Survey, in_parallel};
 use crate::sealed::Published;
+use crate::work::{DraftDir, Purpose, Work};
 
 /// How files that were built elsewhere are published.
 #[derive(Debug, Clone, Default)]
@@ -77,11 +78,11 @@ pub(crate) fn publish_dir(
     progress: &mut dyn Progress,
 ) -> Result<Published> {
     let dir = outside(core, dir, options.how)?;
-    let draft = match options.how {
+    let work = match options.how {
         Import::Copy => copied(core, purpose, &dir, options, progress)?,
         Import::Move => moved(core, purpose, &dir)?,
     };
-    draft.seal_with(&options.seal, progress)?.publish_with(&options.publish, progress)
+    Draft { work }.seal_with(&options.seal, progress)?.publish_with(&options.publish, progress)
 }
 
 /// The directory, which must not be a part of the store, nor the store a part of it.
@@ -108,15 +109,15 @@ fn copied(
     dir: &Utf8Path,
     options: &ImportOptions,
     progress: &mut dyn Progress,
-) -> Result<Draft> {
+) -> Result<Work> {
     let survey = Survey::read_only(dir, &options.seal)?;
-    let mut draft = Draft::in_dir(core, DraftDir::new(core)?, purpose);
-    check_space(core, dir, &draft, &survey)?;
+    let mut work = Work::in_dir(core, DraftDir::new(core)?, purpose);
+    check_space(core, dir, &work, &survey)?;
     for inner in survey.dirs.iter().rev().skip(1) {
         let relative = inner.strip_prefix(dir).expect("a walk stays below its root");
-        core.disk.mkdir(&draft.path().join(relative), 0o700)?;
+        core.disk.mkdir(&work.path().join(relative), 0o700)?;
     }
-    let target = draft.path().to_owned();
+    let target = work.path().to_owned();
     let contents = in_parallel(Stage::Copying, survey.bytes(), progress, |advance| {
         let copy = |(path, entry): &(ArtifactPath, read::Entry)| -> Result<Content> {
             let source = read::open(&entry.path)?;
@@ -126,17 +127,16 @@ fn copied(
         };
         survey.files.par_iter().map(copy).collect::<Result<Vec<Content>>>()
     })?;
-    draft.imported = contents.into_iter().map(|content| (content.path.clone(), content)).collect();
-    Ok(draft)
+    work.imported = contents.into_iter().map(|content| (content.path.clone(), content)).collect();
+    Ok(work)
 }
 
 /// Refuses before the first byte what can't fit. Clones need no space, so nothing is foreseen where they may work.
-fn check_space(core: &Core, dir: &Utf8Path, draft: &Draft, survey: &Survey) -> Result<()> {
-    let one_file_system =
-        FileId::of(&read::metadata(dir)?).same_file_system(FileId::of(&read::metadata(draft.path())?));
+fn check_space(core: &Core, dir: &Utf8Path, work: &Work, survey: &Survey) -> Result<()> {
+    let one_file_system = FileId::of(&read::metadata(dir)?).same_file_system(FileId::of(&read::metadata(work.path())?));
     let needed: u64 = survey.files.iter().map(|(_, entry)| entry.metadata.blocks() * 512).sum();
-    let available = read::available_space(draft.path())?;
-    if needed <= available || one_file_system && core.disk.can_clone(draft.path())? {
+    let available = read::available_space(work.path())?;
+    if needed <= available || one_file_system && core.disk.can_clone(work.path())? {
         return Ok(());
     }
     Err(Error::NoSpace { path: core.layout.root().to_owned(), needed, available })
@@ -144,7 +144,7 @@ fn check_space(core: &Core, dir: &Utf8Path, draft: &Draft, survey: &Survey) -> R
 
 /// Takes the directory itself as the draft. It stays where it is until the one rename that publishes it, and no
 /// file in it is shared before, so that an error or a crash leaves it whole; its files are read-only then.
-fn moved(core: &Arc<Core>, purpose: Box<Purpose>, dir: &Utf8Path) -> Result<Draft> {
+fn moved(core: &Arc<Core>, purpose: Box<Purpose>, dir: &Utf8Path) -> Result<Work> {
     let (ours, theirs) = (read::metadata(&core.layout.templates())?, read::metadata(dir)?);
     if theirs.uid() != read::user() {
         let problem = "belongs to another user, who could change it later; publish it without moving it".to_owned();
@@ -158,7 +158,7 @@ fn moved(core: &Arc<Core>, purpose: Box<Purpose>, dir: &Utf8Path) -> Result<Draf
         Some(lock) => {
             remove_our_record(core, dir)?;
             let staging = Some(DraftDir::new(core)?);
-            Ok(Draft { staging, ..Draft::in_dir(core, DraftDir::adopt(core, lock), purpose) })
+            Ok(Work { staging, ..Work::in_dir(core, DraftDir::adopt(core, lock), purpose) })
         }
         None => Err(Error::BadDraft {
             path: dir.to_owned(),

@@ -90,6 +90,7 @@ mod seal;
 mod sealed;
 mod store;
 mod template;
+mod work;
 
 pub use build::Build;
 pub use compare::Difference;

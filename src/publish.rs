@@ -7,7 +7,6 @@ use camino::{Utf8Path, Utf8PathBuf};
 use crate::activation;
 use crate::compare::first_difference;
 use crate::core::Core;
-use crate::draft::DraftDir;
 use crate::error::{Error, Result};
 use crate::format::{Action, Content, MadeFrom, RevisionRecord, TemplateSpec, derived_id, short_contents};
 use crate::fs::atomic::Lasting;
@@ -20,6 +19,7 @@ use crate::options::{Activate, PublishOptions, Resources};
 use crate::progress::{Note, Progress};
 use crate::revision::Revision;
 use crate::template::{self, TemplateLock};
+use crate::work::DraftDir;
 
 /// What publishing did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use crate::activation;
 use crate::compare::first_difference;
 use crate::core::Core;
-use crate::draft::{DraftDir, Purpose};
 use crate::error::{Error, Result};
 use crate::format::{Action, Content, Origin, RevisionRecord, TemplateSpec, derived_id, with_machine};
 use crate::fs::atomic::needs_copy;
@@ -20,6 +19,7 @@ use crate::publish::{Commit, Conflict, activate_existing, commit, has_resources,
 use crate::revision::Revision;
 use crate::sealed::remember;
 use crate::template;
+use crate::work::{DraftDir, Purpose};
 
 /// A revision that was made from these inputs, by the index of keys alone.
 ///

@@ -7,7 +7,6 @@ use camino::{Utf8Path, Utf8PathBuf};
 use rayon::prelude::*;
 
 use crate::core::Core;
-use crate::draft::Draft;
 use crate::error::{Error, Result};
 use crate::format::{Content, OBJECT_MIN_SIZE};
 use crate::fs::read::{self, Entry};
@@ -19,6 +18,7 @@ use crate::id::ArtifactPath;
 use crate::objects::{self, Interned};
 use crate::options::SealOptions;
 use crate::progress::{Note, Progress, Stage};
+use crate::work::Work;
 
 /// What a draft holds: regular files in directories, with all artifacts that a revision needs.
 #[derive(Debug)]
@@ -98,13 +98,13 @@ pub(crate) struct DraftFile {
 pub(crate) fn seal_files(
     disk: &Disk,
     survey: &Survey,
-    draft: &Draft,
+    work: &Work,
     progress: &mut dyn Progress,
 ) -> Result<Vec<DraftFile>> {
-    let imported = &draft.imported;
+    let imported = &work.imported;
     in_parallel(Stage::Sealing, survey.bytes(), progress, |advance| {
         let seal = |(path, entry): &(ArtifactPath, Entry)| {
-            seal_file(disk, draft.staging(), path, entry, imported.get(path), advance)
+            seal_file(disk, work.staging(), path, entry, imported.get(path), advance)
         };
         survey.files.par_iter().map(seal).collect()
     })
@@ -151,7 +151,7 @@ pub(crate) fn in_parallel<T>(
     done
 }
 
-/// What sealing made of a draft.
+/// What sealing made of a work.
 #[derive(Debug)]
 pub(crate) struct SealedFiles {
     pub contents: Vec<Content>,
@@ -161,21 +161,21 @@ pub(crate) struct SealedFiles {
 }
 
 /// Seals a draft: every file is durable before any of them becomes an object.
-pub(crate) fn seal(draft: &Draft, options: &SealOptions, progress: &mut dyn Progress) -> Result<SealedFiles> {
-    let _change = draft.core.begin_change()?;
-    let disk = &draft.core.disk;
-    let survey = Survey::of(disk, draft.path(), options)?;
-    let public = draft.core.public_mode()?;
+pub(crate) fn seal(work: &Work, options: &SealOptions, progress: &mut dyn Progress) -> Result<SealedFiles> {
+    let _change = work.core.begin_change()?;
+    let disk = &work.core.disk;
+    let survey = Survey::of(disk, work.path(), options)?;
+    let public = work.core.public_mode()?;
     for dir in &survey.dirs {
         disk.chmod(dir, public)?;
     }
-    let files = seal_files(disk, &survey, draft, progress)?;
+    let files = seal_files(disk, &survey, work, progress)?;
     let mut shared_bytes = 0;
     for file in &files {
         file.notes.iter().cloned().for_each(|note| progress.note(note));
         // Somebody else's directory gets no links to objects before it is ours.
-        if draft.staging.is_none() {
-            shared_bytes += intern(&draft.core, &file.content, draft.path(), draft.staging(), progress)?;
+        if !work.is_moved() {
+            shared_bytes += intern(&work.core, &file.content, work.path(), work.staging(), progress)?;
         }
     }
     let contents = files.into_iter().map(|file| file.content).collect();

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use crate::compare::{Difference, differences};
 use crate::core::Core;
-use crate::draft::{Draft, DraftDir, Purpose};
+#[cfg(doc)]
+use crate::draft::Draft;
+#[cfg(doc)]
+use crate::error::Error;
 use crate::error::Result;
 use crate::format::Outcome as End;
 use crate::format::{
@@ -20,6 +23,7 @@ use crate::progress::{Note, Progress, Stage};
 use crate::publish::{Commit, Conflict, Outcome, commit};
 use crate::revision::Revision;
 use crate::seal::{SealedFiles, intern};
+use crate::work::{DraftDir, Purpose, Work};
 
 /// A draft that is hashed, deduplicated and durable, and that nobody sees yet.
 ///
@@ -27,7 +31,7 @@ use crate::seal::{SealedFiles, intern};
 #[must_use = "publish it; dropping it throws away what was built"]
 #[derive(Debug)]
 pub struct Sealed {
-    draft: Draft,
+    work: Work,
     files: SealedFiles,
     names: ArtifactNames,
     id: RevisionId,
@@ -50,10 +54,10 @@ pub struct Published {
 }
 
 impl Sealed {
-    pub(crate) fn new(draft: Draft, options: &SealOptions, files: SealedFiles) -> Sealed {
+    pub(crate) fn new(work: Work, options: &SealOptions, files: SealedFiles) -> Sealed {
         let id = options.revision.clone().unwrap_or_else(|| derived_id(&files.contents));
-        let took = draft.started.elapsed();
-        Sealed { draft, files, names: options.names.clone(), id, took }
+        let took = work.started.elapsed();
+        Sealed { work, files, names: options.names.clone(), id, took }
     }
 
     /// The files, in the order of their paths.
@@ -125,9 +129,9 @@ impl Sealed {
     /// # Ok::<(), template_store::Error>(())
     /// ```
     pub fn publish_with(self, options: &PublishOptions, progress: &mut dyn Progress) -> Result<Published> {
-        let Sealed { mut draft, files, names, id, took } = self;
-        let claim = draft.claim.take();
-        let published = publish(draft, files, &names, id, took, options, progress);
+        let Sealed { mut work, files, names, id, took } = self;
+        let claim = work.claim.take();
+        let published = publish(work, files, &names, id, took, options, progress);
         if let Some(claim) = claim {
             let told = claim.end(match &published {
                 Ok(published) => End::Published(published.revision.id().clone()),
@@ -143,7 +147,7 @@ impl Sealed {
 }
 
 fn publish(
-    draft: Draft,
+    work: Work,
     files: SealedFiles,
     names: &ArtifactNames,
     id: RevisionId,
@@ -151,7 +155,7 @@ fn publish(
     options: &PublishOptions,
     progress: &mut dyn Progress,
 ) -> Result<Published> {
-    let Draft { core, dir, purpose, staging, .. } = draft;
+    let Work { core, dir, purpose, staging, .. } = work;
     let _change = core.begin_change()?;
     let earlier = match (&purpose.inputs, purpose.known) {
         (Some(inputs), Known::BuildAgain) => earlier_build(&core, &purpose.template, inputs),

@@ -1,0 +1,184 @@
+//! The private directory in which a revision is made, and what it is made for.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use camino::Utf8Path;
+
+use crate::claim::Claim;
+use crate::core::Core;
+use crate::error::{Error, Result};
+use crate::format::{Content, Outcome, RevisionRecord, TemplateSpec};
+use crate::fs::lock::Flock;
+use crate::id::{ArtifactPath, TemplateId};
+use crate::inputs::BuildInputs;
+use crate::layout::REVISION_JSON;
+use crate::options::Known;
+
+/// What a draft is for.
+#[derive(Debug, Clone)]
+pub(crate) struct Purpose {
+    pub template: TemplateId,
+    /// The template's definition; it is made with it when it does not exist.
+    pub spec: TemplateSpec,
+    pub inputs: Option<BuildInputs>,
+    pub known: Known,
+    pub command: String,
+}
+
+/// What becomes of a directory that is not published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unpublished {
+    Remove,
+    /// It is somebody else's, and was only to be moved in.
+    Keep,
+}
+
+/// A directory that nobody else looks into.
+#[derive(Debug)]
+pub(crate) struct DraftDir {
+    core: Arc<Core>,
+    lock: Option<Flock>,
+    unpublished: Unpublished,
+    has_record: bool,
+}
+
+impl DraftDir {
+    pub fn new(core: &Arc<Core>) -> Result<DraftDir> {
+        Ok(DraftDir::held(core, core.new_draft_dir()?, Unpublished::Remove))
+    }
+
+    /// Takes a directory that exists, to be moved in.
+    pub fn adopt(core: &Arc<Core>, lock: Flock) -> DraftDir {
+        DraftDir::held(core, lock, Unpublished::Keep)
+    }
+
+    fn held(core: &Arc<Core>, lock: Flock, unpublished: Unpublished) -> DraftDir {
+        DraftDir { core: core.clone(), lock: Some(lock), unpublished, has_record: false }
+    }
+
+    pub fn path(&self) -> &Utf8Path {
+        self.lock.as_ref().expect("it is there until it is published").path()
+    }
+
+    /// Whether the directory that is locked is still the one that the path names.
+    pub fn check(&self) -> Result<()> {
+        match &self.lock {
+            Some(lock) if !lock.still_named()? => Err(Error::Vanished { path: lock.path().to_owned() }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes `revision.json`; its bytes are durable, its name is not.
+    pub fn write_record(&mut self, record: &RevisionRecord) -> Result<()> {
+        self.has_record = true;
+        Ok(self.core.disk.write_new(&self.path().join(REVISION_JSON), &record.to_json())?)
+    }
+
+    /// Makes the directory visible as `target`; its lock is the lease of what it is now.
+    pub fn publish(mut self, target: &Utf8Path) -> Result<Arc<Flock>> {
+        self.check()?;
+        self.core.disk.publish_dir(self.path(), target)?;
+        let lock = self.lock.take().expect("it was there a line ago");
+        Ok(self.core.share_lease(lock.moved_to(target)))
+    }
+
+    /// Removes the directory, whoever's it was: what it held is in the store already.
+    pub fn discard(mut self) -> Result<()> {
+        let lock = self.lock.take().expect("it is there until it is published");
+        Ok(self.core.disk.remove_tree(lock.path())?)
+    }
+
+    /// Leaves no trace of what was not published.
+    pub fn give_up(mut self) -> Result<()> {
+        self.clean_up()
+    }
+
+    fn clean_up(&mut self) -> Result<()> {
+        let Some(lock) = self.lock.take() else { return Ok(()) };
+        let removed = match self.unpublished {
+            Unpublished::Remove => self.core.disk.remove_tree(lock.path()),
+            // The user can try again with what is there, so the record that we put there must go.
+            Unpublished::Keep if self.has_record => self.core.disk.unlink_if_there(&lock.path().join(REVISION_JSON)),
+            Unpublished::Keep => Ok(()),
+        };
+        Ok(removed?)
+    }
+}
+
+impl Drop for DraftDir {
+    fn drop(&mut self) {
+        let _ = self.clean_up();
+    }
+}
+
+/// A revision that is being made.
+///
+/// Dropped, it removes its directory first and tells those who wait for it then.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub core: Arc<Core>,
+    pub dir: DraftDir,
+    /// A directory for half-done work, if `dir` is somebody else's.
+    pub staging: Option<DraftDir>,
+    pub purpose: Box<Purpose>,
+    pub claim: Option<Box<Claim>>,
+    pub started: Instant,
+    /// Files that the store itself put there, and hashed on the way.
+    pub imported: HashMap<ArtifactPath, Content>,
+}
+
+impl Work {
+    /// Begins in a directory of its own.
+    pub fn begin(core: &Arc<Core>, purpose: Box<Purpose>, mut claim: Option<Box<Claim>>) -> Result<Work> {
+        let made = DraftDir::new(core).and_then(|dir| {
+            claim.as_mut().map_or(Ok(()), |claim| claim.building_in(dir.path()))?;
+            Ok(dir)
+        });
+        match made {
+            Ok(dir) => Ok(Work { claim, ..Work::in_dir(core, dir, purpose) }),
+            Err(error) => {
+                claim.map_or(Ok(()), |claim| claim.end(Outcome::Failed(error.to_string())))?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Begins in a directory that there is; nobody waits for it.
+    pub fn in_dir(core: &Arc<Core>, dir: DraftDir, purpose: Box<Purpose>) -> Work {
+        let (core, started) = (core.clone(), Instant::now());
+        Work { core, dir, staging: None, purpose, claim: None, started, imported: HashMap::new() }
+    }
+
+    pub fn path(&self) -> &Utf8Path {
+        self.dir.path()
+    }
+
+    /// Where half-done work is put.
+    pub fn staging(&self) -> &Utf8Path {
+        self.staging.as_ref().unwrap_or(&self.dir).path()
+    }
+
+    /// Whether the directory was somebody else's, and is to be moved in.
+    pub fn is_moved(&self) -> bool {
+        self.staging.is_some()
+    }
+
+    /// Ends it, and tells those who wait why it failed.
+    pub fn fail(self, message: String) -> Result<()> {
+        let Work { dir, claim, .. } = self;
+        // The blocks first: on a full disk, the next builder needs them.
+        let removed = dir.give_up();
+        claim.map_or(Ok(()), |claim| claim.end(Outcome::Failed(message)))?;
+        removed
+    }
+
+    /// Ends it, and lets the next in line begin.
+    pub fn abandon(self) -> Result<()> {
+        let Work { dir, claim, .. } = self;
+        let removed = dir.give_up();
+        claim.map_or(Ok(()), |claim| claim.abandon())?;
+        removed
+    }
+}
