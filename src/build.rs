@@ -2,16 +2,16 @@
 
 use camino::Utf8Path;
 
-use crate::claim::{Claimed, claim};
+use crate::claim::{Claim, Claimed, claim};
 use crate::draft::Draft;
 use crate::error::{Error, Result};
 use crate::format::{Attempt, Outcome, TemplateSpec};
-use crate::id::{RevisionId, TemplateId};
+use crate::id::TemplateId;
 use crate::import::{self, ImportOptions};
 use crate::inputs::BuildInputs;
 use crate::options::{BuildOptions, Known, Match, Resources};
 use crate::progress::Progress;
-use crate::reuse;
+use crate::reuse::{BuildRequest, Request};
 use crate::revision::Revision;
 use crate::sealed::Published;
 use crate::store::Store;
@@ -26,6 +26,12 @@ pub enum Build {
     Reused(Revision),
     /// This process builds it; others that ask wait.
     Draft(Draft),
+}
+
+/// What came of asking.
+enum Right {
+    Served(Revision),
+    ToBuild(Box<Claim>),
 }
 
 impl Store {
@@ -78,7 +84,7 @@ impl Store {
         matching: Match,
         progress: &mut dyn Progress,
     ) -> Result<Option<Revision>> {
-        reuse::lookup(&self.core, template, inputs, matching, progress)
+        Request { core: &self.core, inputs, matching }.lookup(template, progress)
     }
 
     /// Asks for a build: what has been built from the same inputs, by any template, or a draft to fill.
@@ -154,92 +160,58 @@ impl Store {
     ) -> Result<Build> {
         drop(self.core.begin_change()?);
         let purpose = self.purpose(template, Some(inputs), options.resources, options.known, &options.command)?;
-        if options.known == Known::Reuse
-            && let Some(revision) = self.reuse(&purpose, inputs, options, progress)?
-        {
-            return Ok(Build::Reused(revision));
+        match self.known_or_claimed(&purpose, inputs, options, progress)? {
+            Right::Served(revision) => Ok(Build::Reused(revision)),
+            Right::ToBuild(claim) => Ok(Build::Draft(Draft { work: Work::begin(&self.core, purpose, Some(claim))? })),
+        }
+    }
+
+    fn known_or_claimed(
+        &self,
+        purpose: &Purpose,
+        inputs: &BuildInputs,
+        options: &BuildOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Right> {
+        let of = Request { core: &self.core, inputs, matching: options.matching };
+        let request = BuildRequest { of, purpose, publish: &options.publish };
+        let may_reuse = options.known == Known::Reuse;
+        if may_reuse && let Some(revision) = request.known(progress)? {
+            return Ok(Right::Served(revision));
         }
         loop {
-            match claim(&self.core, &inputs.key(), self.attempt(&purpose), options.wait, progress)? {
+            let claim = match claim(&self.core, &inputs.key(), self.attempt(purpose), options.wait, progress)? {
+                Claimed::Mine(claim) => claim,
+                Claimed::Ended { attempt, outcome: Outcome::Published(id) } => {
+                    // Whoever wants a new build has one: it was made while this process waited.
+                    match request.built(&attempt.template, &id, progress)? {
+                        Some(revision) => return Ok(Right::Served(revision)),
+                        None => continue,
+                    }
+                }
                 Claimed::Ended { attempt, outcome: Outcome::Failed(message) } => {
-                    // What fails from other sources may well be built from ours.
                     if attempt.source_hash == inputs.source_hash() {
                         return Err(Error::BuildFailed { attempt, message });
                     }
+                    // What fails from other sources may well be built from ours.
+                    continue;
                 }
-                Claimed::Ended { attempt, outcome: Outcome::Published(built) } => {
-                    // Whoever wants a new build has one: it was made while this process waited.
-                    if let Some(revision) = self.reuse_new(&attempt, &built, &purpose, inputs, options, progress)? {
-                        return Ok(Build::Reused(revision));
-                    }
+            };
+            if !may_reuse {
+                return Ok(Right::ToBuild(claim));
+            }
+            // The builder before may have been done between our look and our claim.
+            match request.known_or_own(&mut ()) {
+                Ok(None) => return Ok(Right::ToBuild(claim)),
+                Ok(Some(revision)) => {
+                    claim.abandon()?;
+                    return Ok(Right::Served(revision));
                 }
-                Claimed::Mine(claim) if options.known == Known::Reuse => {
-                    // The builder before may have been done between our look and our claim.
-                    match self.reuse_any(&purpose, inputs, options, progress) {
-                        Ok(None) => {
-                            return Ok(Build::Draft(Draft { work: Work::begin(&self.core, purpose, Some(claim))? }));
-                        }
-                        Ok(Some(revision)) => {
-                            claim.abandon()?;
-                            return Ok(Build::Reused(revision));
-                        }
-                        Err(error) => {
-                            claim.abandon()?;
-                            return Err(error);
-                        }
-                    }
-                }
-                Claimed::Mine(claim) => {
-                    return Ok(Build::Draft(Draft { work: Work::begin(&self.core, purpose, Some(claim))? }));
+                Err(error) => {
+                    claim.abandon()?;
+                    return Err(error);
                 }
             }
-        }
-    }
-
-    fn reuse(
-        &self,
-        purpose: &Purpose,
-        inputs: &BuildInputs,
-        options: &BuildOptions,
-        progress: &mut dyn Progress,
-    ) -> Result<Option<Revision>> {
-        let core = &self.core;
-        match reuse::for_build(core, &purpose.template, &purpose.spec, inputs, options.matching, progress)? {
-            Some(found) => reuse::take(core, found, purpose, &options.publish, progress),
-            None => Ok(None),
-        }
-    }
-
-    /// Takes what another process has just built.
-    fn reuse_new(
-        &self,
-        attempt: &Attempt,
-        built: &RevisionId,
-        purpose: &Purpose,
-        inputs: &BuildInputs,
-        options: &BuildOptions,
-        progress: &mut dyn Progress,
-    ) -> Result<Option<Revision>> {
-        match reuse::certain(&self.core, &attempt.template, built, inputs, options.matching)? {
-            Some(found) => reuse::take(&self.core, found, purpose, &options.publish, progress),
-            None => Ok(None),
-        }
-    }
-
-    /// As `reuse`, and looks through the template's own revisions when the index has none.
-    fn reuse_any(
-        &self,
-        purpose: &Purpose,
-        inputs: &BuildInputs,
-        options: &BuildOptions,
-        progress: &mut dyn Progress,
-    ) -> Result<Option<Revision>> {
-        if let Some(revision) = self.reuse(purpose, inputs, options, &mut ())? {
-            return Ok(Some(revision));
-        }
-        match reuse::own(&self.core, &purpose.template, &purpose.spec, inputs, options.matching, &mut ())? {
-            Some(found) => reuse::take(&self.core, found, purpose, &options.publish, progress),
-            None => Ok(None),
         }
     }
 

@@ -21,127 +21,182 @@ use crate::sealed::remember;
 use crate::template;
 use crate::work::{DraftDir, Purpose};
 
-/// A revision that was made from these inputs, by the index of keys alone.
-///
-/// Those of `only` count if it is given, else those of all templates.
-pub(crate) fn lookup(
-    core: &Arc<Core>,
-    only: Option<&TemplateId>,
-    inputs: &BuildInputs,
-    matching: Match,
-    progress: &mut dyn Progress,
-) -> Result<Option<Revision>> {
-    for key in inputs.keys() {
-        for hint in keys::hints(core, &key)? {
-            if only.is_some_and(|only| *only != hint.template) {
-                continue;
-            }
-            let found = usable(core, &hint.template, &hint.revision, inputs, matching, progress)?;
-            if found.is_some() {
-                return Ok(found);
-            }
-        }
-    }
-    Ok(None)
+/// What is asked for, and where.
+pub(crate) struct Request<'a> {
+    pub core: &'a Arc<Core>,
+    pub inputs: &'a BuildInputs,
+    pub matching: Match,
 }
 
-/// The best revision for a build of this template: its own with its resources, its own, anybody's.
-pub(crate) fn for_build(
-    core: &Arc<Core>,
-    template: &TemplateId,
-    spec: &TemplateSpec,
-    inputs: &BuildInputs,
-    matching: Match,
-    progress: &mut dyn Progress,
-) -> Result<Option<Revision>> {
-    let mut best: Option<Revision> = None;
-    for key in inputs.keys() {
-        for hint in keys::hints(core, &key)? {
-            let own = hint.template == *template;
-            if !own && best.is_some() {
-                continue;
+/// A build that is asked for; what has been built may serve in its place.
+pub(crate) struct BuildRequest<'a> {
+    pub of: Request<'a>,
+    pub purpose: &'a Purpose,
+    pub publish: &'a PublishOptions,
+}
+
+impl Request<'_> {
+    /// A revision that was made from these inputs, by the index of keys alone.
+    ///
+    /// Those of `only` count if it is given, else those of all templates.
+    pub fn lookup(&self, only: Option<&TemplateId>, progress: &mut dyn Progress) -> Result<Option<Revision>> {
+        for key in self.inputs.keys() {
+            for hint in keys::hints(self.core, &key)? {
+                if only.is_some_and(|only| *only != hint.template) {
+                    continue;
+                }
+                let found = self.usable(&hint.template, &hint.revision, progress)?;
+                if found.is_some() {
+                    return Ok(found);
+                }
             }
-            let Some(found) = usable(core, &hint.template, &hint.revision, inputs, matching, progress)? else {
-                continue;
-            };
-            if own && has_resources(&found, spec) {
-                return Ok(Some(found));
+        }
+        Ok(None)
+    }
+
+    /// The revision, if it is there, intact as far as a look at its metadata tells, and made from these inputs.
+    fn usable(&self, template: &TemplateId, id: &RevisionId, progress: &mut dyn Progress) -> Result<Option<Revision>> {
+        let revision = match Revision::open(self.core, template, id) {
+            Ok(revision) => revision,
+            Err(Error::RevisionNotFound { .. } | Error::TemplateNotFound { .. }) => return Ok(None),
+            Err(Error::Damaged { path, problem }) => {
+                progress.note(Note::SourceDamaged { path, problem });
+                return Ok(None);
             }
-            if own || best.is_none() {
+            // One revision that can't be read must not keep anybody from building.
+            Err(error) => {
+                let path = self.core.layout.revision(template, id);
+                progress.note(Note::SourceDamaged { path, problem: error.to_string() });
+                return Ok(None);
+            }
+        };
+        if !matches(&revision, self.inputs, self.matching, progress) {
+            return Ok(None);
+        }
+        if let Some((path, problem)) = revision.first_damage()? {
+            progress.note(Note::SourceDamaged { path, problem: problem.to_owned() });
+            return Ok(None);
+        }
+        Ok(Some(revision))
+    }
+}
+
+impl BuildRequest<'_> {
+    /// What the index of keys has, given to the template.
+    pub fn known(&self, progress: &mut dyn Progress) -> Result<Option<Revision>> {
+        match self.best(progress)? {
+            Some(found) => self.take(found, progress),
+            None => Ok(None),
+        }
+    }
+
+    /// What another process has just built.
+    pub fn built(
+        &self,
+        template: &TemplateId,
+        id: &RevisionId,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<Revision>> {
+        match self.of.usable(template, id, progress)? {
+            Some(found) => self.take(found, progress),
+            None => Ok(None),
+        }
+    }
+
+    /// What the index has, or what the template's own revisions say: the index may have been lost.
+    pub fn known_or_own(&self, progress: &mut dyn Progress) -> Result<Option<Revision>> {
+        if let Some(revision) = self.known(progress)? {
+            return Ok(Some(revision));
+        }
+        match self.own(progress)? {
+            Some(found) => self.take(found, progress),
+            None => Ok(None),
+        }
+    }
+
+    /// The best that the index has: the template's own with its resources, its own, anybody's.
+    fn best(&self, progress: &mut dyn Progress) -> Result<Option<Revision>> {
+        let mut best: Option<Revision> = None;
+        for key in self.of.inputs.keys() {
+            for hint in keys::hints(self.of.core, &key)? {
+                let own = hint.template == self.purpose.template;
+                if !own && best.is_some() {
+                    continue;
+                }
+                let Some(found) = self.of.usable(&hint.template, &hint.revision, progress)? else { continue };
+                if own && has_resources(&found, &self.purpose.spec) {
+                    return Ok(Some(found));
+                }
+                if own || best.is_none() {
+                    best = Some(found);
+                }
+            }
+        }
+        Ok(best)
+    }
+
+    /// Looks through the template's own revisions. Slow, but a build is slower.
+    fn own(&self, progress: &mut dyn Progress) -> Result<Option<Revision>> {
+        let (core, template) = (self.of.core, &self.purpose.template);
+        let mut best: Option<Revision> = None;
+        for id in inventory::revisions_of(core, template)? {
+            let Some(found) = self.of.usable(template, &id, progress)? else { continue };
+            let rank =
+                |revision: &Revision| (has_resources(revision, &self.purpose.spec), revision.record().published_at);
+            if best.as_ref().is_none_or(|best| rank(best) < rank(&found)) {
                 best = Some(found);
             }
         }
-    }
-    Ok(best)
-}
-
-/// Looks through the template's own revisions: the index may have been lost. Slow, but a build is slower.
-pub(crate) fn own(
-    core: &Arc<Core>,
-    template: &TemplateId,
-    spec: &TemplateSpec,
-    inputs: &BuildInputs,
-    matching: Match,
-    progress: &mut dyn Progress,
-) -> Result<Option<Revision>> {
-    let mut best: Option<Revision> = None;
-    for id in inventory::revisions_of(core, template)? {
-        let Some(found) = usable(core, template, &id, inputs, matching, progress)? else { continue };
-        let rank = |revision: &Revision| (has_resources(revision, spec), revision.record().published_at);
-        if best.as_ref().is_none_or(|best| rank(best) < rank(&found)) {
-            best = Some(found);
+        if let Some(found) = &best {
+            // Its publisher may have died before its name was durable.
+            core.disk.fsync_dir(&core.layout.artifacts(template))?;
+            remember(core, found, self.of.inputs)?;
         }
+        Ok(best)
     }
-    if let Some(found) = &best {
-        // Its publisher may have died before its name was durable.
-        core.disk.fsync_dir(&core.layout.artifacts(template))?;
-        remember(core, found, inputs)?;
-    }
-    Ok(best)
-}
 
-/// A certain revision, if it can serve for these inputs.
-pub(crate) fn certain(
-    core: &Arc<Core>,
-    template: &TemplateId,
-    id: &RevisionId,
-    inputs: &BuildInputs,
-    matching: Match,
-) -> Result<Option<Revision>> {
-    usable(core, template, id, inputs, matching, &mut ())
-}
+    /// Gives a template a revision that was found for it, and makes it current if asked; `None` if the found one
+    /// is gone or damaged meanwhile.
+    fn take(&self, found: Revision, progress: &mut dyn Progress) -> Result<Option<Revision>> {
+        let (core, purpose, options) = (self.of.core, self.purpose, self.publish);
+        if *found.template() != purpose.template || !has_resources(&found, &purpose.spec) {
+            return self.link(&found, progress);
+        }
+        if !is_done(core, &found, options)? {
+            let _change = core.begin_change()?;
+            let lock = template::lock(core, &purpose.template)?;
+            if !found.is_there()? {
+                return Ok(None);
+            }
+            activate_existing(core, &lock, &found, options, Action::Reuse)?;
+        }
+        Ok(Some(found))
+    }
 
-/// The revision, if it is there, intact as far as a look at its metadata tells, and made from these inputs.
-fn usable(
-    core: &Arc<Core>,
-    template: &TemplateId,
-    id: &RevisionId,
-    inputs: &BuildInputs,
-    matching: Match,
-    progress: &mut dyn Progress,
-) -> Result<Option<Revision>> {
-    let revision = match Revision::open(core, template, id) {
-        Ok(revision) => revision,
-        Err(Error::RevisionNotFound { .. } | Error::TemplateNotFound { .. }) => return Ok(None),
-        Err(Error::Damaged { path, problem }) => {
-            progress.note(Note::SourceDamaged { path, problem });
-            return Ok(None);
-        }
-        // One revision that can't be read must not keep anybody from building.
-        Err(error) => {
-            let path = core.layout.revision(template, id);
-            progress.note(Note::SourceDamaged { path, problem: error.to_string() });
-            return Ok(None);
-        }
-    };
-    if !matches(&revision, inputs, matching, progress) {
-        return Ok(None);
+    /// Publishes a revision whose files are links to those of another; their data are neither read nor copied.
+    fn link(&self, source: &Revision, progress: &mut dyn Progress) -> Result<Option<Revision>> {
+        let (core, purpose, inputs) = (self.of.core, self.purpose, self.of.inputs);
+        let Some(old) = &source.record().contents else { return Ok(None) };
+        let _change = core.begin_change()?;
+        let dir = DraftDir::new(core)?;
+        let Some(contents) = fill(core, &dir, source, old, &purpose.spec, progress)? else { return Ok(None) };
+        let dirs = open_to_others(core, dir.path(), &contents)?;
+        let linked = Commit {
+            template: purpose.template.clone(),
+            spec: purpose.spec.clone(),
+            dir,
+            staging: None,
+            dirs,
+            id: new_id(source, old, &contents),
+            record: record_of(source, inputs, &purpose.spec),
+            contents,
+            conflict: Conflict::Rename,
+            action: Action::Reuse,
+        };
+        let (revision, _) = commit(core, linked, self.publish, progress)?;
+        remember(core, &revision, inputs)?;
+        Ok(Some(revision))
     }
-    if let Some((path, problem)) = revision.first_damage()? {
-        progress.note(Note::SourceDamaged { path, problem: problem.to_owned() });
-        return Ok(None);
-    }
-    Ok(Some(revision))
 }
 
 fn matches(revision: &Revision, inputs: &BuildInputs, matching: Match, progress: &mut dyn Progress) -> bool {
@@ -164,29 +219,6 @@ fn matches(revision: &Revision, inputs: &BuildInputs, matching: Match, progress:
     true
 }
 
-/// Gives a template a revision that was found for it, and makes it current if asked; `None` if the found one
-/// is gone or damaged meanwhile.
-pub(crate) fn take(
-    core: &Arc<Core>,
-    found: Revision,
-    purpose: &Purpose,
-    options: &PublishOptions,
-    progress: &mut dyn Progress,
-) -> Result<Option<Revision>> {
-    if *found.template() != purpose.template || !has_resources(&found, &purpose.spec) {
-        return link(core, &found, purpose, options, progress);
-    }
-    if !is_done(core, &found, options)? {
-        let _change = core.begin_change()?;
-        let lock = template::lock(core, &purpose.template)?;
-        if !found.is_there()? {
-            return Ok(None);
-        }
-        activate_existing(core, &lock, &found, options, Action::Reuse)?;
-    }
-    Ok(Some(found))
-}
-
 /// Whether nothing is left to do, neither to change nor to sync.
 fn is_done(core: &Core, found: &Revision, options: &PublishOptions) -> Result<bool> {
     let template = found.template();
@@ -194,36 +226,6 @@ fn is_done(core: &Core, found: &Revision, options: &PublishOptions) -> Result<bo
         && (options.activate == Activate::No
             || activation::current(core, template)?.revision() == Some(found.id())
                 && activation::is_settled(core, template)?))
-}
-
-/// Publishes a revision whose files are links to those of another; their data are neither read nor copied.
-fn link(
-    core: &Arc<Core>,
-    source: &Revision,
-    purpose: &Purpose,
-    options: &PublishOptions,
-    progress: &mut dyn Progress,
-) -> Result<Option<Revision>> {
-    let (Some(old), Some(inputs)) = (&source.record().contents, &purpose.inputs) else { return Ok(None) };
-    let _change = core.begin_change()?;
-    let dir = DraftDir::new(core)?;
-    let Some(contents) = fill(core, &dir, source, old, &purpose.spec, progress)? else { return Ok(None) };
-    let dirs = open_to_others(core, dir.path(), &contents)?;
-    let commit_of = Commit {
-        template: purpose.template.clone(),
-        spec: purpose.spec.clone(),
-        dir,
-        staging: None,
-        dirs,
-        id: new_id(source, old, &contents),
-        record: record_of(source, inputs, &purpose.spec),
-        contents,
-        conflict: Conflict::Rename,
-        action: Action::Reuse,
-    };
-    let (revision, _) = commit(core, commit_of, options, progress)?;
-    remember(core, &revision, inputs)?;
-    Ok(Some(revision))
 }
 
 /// The same contents have the same id in every template.
