@@ -38,6 +38,9 @@ pub(crate) struct Claim {
     _turn: Turn,
 }
 
+/// A longer error or command is cut for those who wait.
+const LONGEST_TEXT: usize = 16 * 1024;
+
 /// Asks for the right to build a key, and waits while somebody else has it.
 pub(crate) fn claim(
     core: &Core,
@@ -65,7 +68,8 @@ pub(crate) fn claim(
             }
             _ if !named => continue,
             dead => {
-                let claim = Claim { disk: core.disk.clone(), lock, attempt, open: true, _turn: turn };
+                let mut claim = Claim { disk: core.disk.clone(), lock, attempt, open: true, _turn: turn };
+                claim.attempt.command.truncate(claim.attempt.command.floor_char_boundary(LONGEST_TEXT));
                 claim.write()?;
                 if let Some(dead) = dead {
                     remove_draft_of(core, &dead);
@@ -133,8 +137,13 @@ impl Claim {
         Ok(self.disk.unlink_if_there(self.lock.path())?)
     }
 
-    fn tell(&mut self, outcome: Outcome) -> Result<()> {
+    fn tell(&mut self, mut outcome: Outcome) -> Result<()> {
         self.open = false;
+        if let Outcome::Failed(message) = &mut outcome {
+            // The end of a long log says most.
+            let start = message.ceil_char_boundary(message.len().saturating_sub(LONGEST_TEXT));
+            message.drain(..start);
+        }
         self.attempt.outcome = Some(outcome);
         let written = self.write();
         self.disk.unlink_if_there(self.lock.path())?;
@@ -163,27 +172,24 @@ impl Drop for Claim {
 static TURNS: Mutex<Vec<(Utf8PathBuf, ThreadId)>> = Mutex::new(Vec::new());
 
 #[derive(Debug)]
-struct Turn {
-    path: Utf8PathBuf,
-    thread: ThreadId,
-}
+struct Turn((Utf8PathBuf, ThreadId));
 
 impl Turn {
     fn take(path: &Utf8Path, template: &TemplateId) -> Result<Turn> {
-        let turn = Turn { path: path.to_owned(), thread: thread::current().id() };
+        let turn = (path.to_owned(), thread::current().id());
         let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
-        if turns.iter().any(|(path, thread)| (path, thread) == (&turn.path, &turn.thread)) {
+        if turns.contains(&turn) {
             return Err(Error::AlreadyBuilding { template: template.clone() });
         }
-        turns.push((turn.path.clone(), turn.thread));
-        Ok(turn)
+        turns.push(turn.clone());
+        Ok(Turn(turn))
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = turns.iter().position(|(path, thread)| (path, thread) == (&self.path, &self.thread)) {
+        if let Some(at) = turns.iter().position(|turn| *turn == self.0) {
             turns.swap_remove(at);
         }
     }

@@ -168,8 +168,17 @@ impl BackOff {
 /// Lock files of builders are rewritten in place: the file's inode is the lock.
 pub(crate) fn read_lock_file(lock: &Flock) -> Result<Vec<u8>> {
     use std::os::unix::fs::FileExt;
-    let mut bytes = vec![0; 64 * 1024];
-    let len = lock.file.read_at(&mut bytes, 0).at("read", &lock.path)?;
-    bytes.truncate(len);
+    // JSON may take six bytes for one, and a lock file has two texts of 16 KiB.
+    let mut bytes = vec![0; 256 * 1024];
+    let mut filled = 0;
+    loop {
+        match lock.file.read_at(&mut bytes[filled..], filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).at("read", &lock.path),
+        }
+    }
+    bytes.truncate(filled);
     Ok(bytes)
 }
