@@ -1,4 +1,4 @@
-//! The main job, each part beside a floor of plain system calls: `cargo bench`, about three minutes.
+//! The main job, each part beside a floor of plain system calls: `cargo bench`, a minute or two.
 //!
 //! All happens in the temporary directory: `TMPDIR=/some/file/system cargo bench` measures another file system.
 //! `cargo bench -- lookup` measures one group.
@@ -22,24 +22,33 @@ const MIB: usize = 1024 * KIB;
 
 fn main() {
     support::run(&[
-        // Three files of 128 KiB in all, which a builder wrote into the draft.
-        Case { group: "publish", name: "small", rounds: 100, prepare: |dir| publish(dir, small()) },
-        // A kernel and a root file system of 64 MiB, in the draft as well.
-        Case { group: "publish", name: "large", rounds: 10, prepare: |dir| publish(dir, large()) },
-        // The same from a directory elsewhere: cloned, or copied where the file system can't clone.
-        Case { group: "publish", name: "large-copied", rounds: 10, prepare: publish_copies },
+        // Between two revisions, in a template whose `current` has hardly moved before.
+        Case { group: "activate", name: "new-history", rounds: 100, prepare: |dir| activate(dir, 2) },
+        // `current` has moved so often before.
+        Case { group: "activate", name: "history-of-10000", rounds: 100, prepare: |dir| activate(dir, 10_000) },
         // Built already, and current.
         Case { group: "reuse", name: "current", rounds: 2000, prepare: reuse_current },
         // Built already for another template: links to its files.
         Case { group: "reuse", name: "other-template", rounds: 100, prepare: reuse_other },
+        // Three files of 128 KiB in all, which a builder wrote into the draft.
+        Case { group: "publish", name: "small", rounds: 100, prepare: |dir| publish(dir, small(), Then::Keep) },
+        // A kernel and a root file system of 64 MiB, in the draft as well.
+        Case { group: "publish", name: "large", rounds: 20, prepare: |dir| publish(dir, large(), Then::Remove) },
+        // The same from a directory elsewhere: cloned, or copied where the file system can't clone.
+        Case { group: "publish", name: "large-copied", rounds: 20, prepare: publish_copies },
         // A hit, with so many keys in the index.
         Case { group: "lookup", name: "1-key", rounds: 2000, prepare: |dir| lookup(dir, 1) },
         Case { group: "lookup", name: "1000-keys", rounds: 2000, prepare: |dir| lookup(dir, 1000) },
         Case { group: "lookup", name: "10000-keys", rounds: 2000, prepare: |dir| lookup(dir, 10_000) },
-        Case { group: "activate", name: "new-history", rounds: 100, prepare: |dir| activate(dir, 0) },
-        // `current` has moved so often before.
-        Case { group: "activate", name: "history-of-10000", rounds: 100, prepare: |dir| activate(dir, 10_000) },
     ]);
+}
+
+/// What becomes of what was published.
+#[derive(Clone, Copy, PartialEq)]
+enum Then {
+    Keep,
+    /// It is too large to pile up.
+    Remove,
 }
 
 fn small() -> Image {
@@ -82,7 +91,7 @@ fn publish_one(store: &Store, name: &TemplateId, number: u64, build: impl FnOnce
     (revision, asking + publishing)
 }
 
-fn publish(dir: &Utf8Path, mut image: Image) -> Pair {
+fn publish(dir: &Utf8Path, mut image: Image, then: Then) -> Pair {
     let (store, floor) = (store_in(dir, Durability::Full), Floor::new(dir.join("floor")));
     let (dir, mut other) = (dir.to_owned(), image.clone());
     let (mut number, mut floor_number) = (0, 0);
@@ -94,7 +103,9 @@ fn publish(dir: &Utf8Path, mut image: Image) -> Pair {
             let name = create(&store, &format!("t{number}"));
             settle(&dir);
             let (_, took) = publish_one(&store, &name, number, |draft| image.write(draft));
-            store.remove_template(&name, Removal::Forced).unwrap();
+            if then == Then::Remove {
+                store.remove_template(&name, Removal::Forced).unwrap();
+            }
             took
         }
     });
@@ -107,7 +118,9 @@ fn publish(dir: &Utf8Path, mut image: Image) -> Pair {
         let (draft, asking) = time(|| floor.ask(&name, &key));
         other.write(&draft.dir);
         let ((), publishing) = time(|| floor.publish(draft, &name, "revision", &key));
-        floor.remove(&name);
+        if then == Then::Remove {
+            floor.remove(&name);
+        }
         asking + publishing
     });
     Pair { store, floor }
@@ -168,34 +181,27 @@ fn reuse_other(dir: &Utf8Path) -> Pair {
         move || {
             number += 1;
             image.number(number);
-            let (from, to) = (create(&store, "from"), create(&store, "to"));
+            let (from, to) = (create(&store, &format!("from{number}")), create(&store, &format!("to{number}")));
             let _ = publish_one(&store, &from, number, |draft| image.write(draft));
             settle(&dir);
             let inputs = inputs(number);
             let (found, took) = time(|| store.build(&to, &inputs).unwrap());
             assert!(matches!(found, Build::Reused(_)));
-            drop(found);
-            for name in [from, to] {
-                store.remove_template(&name, Removal::Forced).unwrap();
-            }
             took
         }
     });
     let floor = Box::new(move || {
         floor_number += 1;
         other.number(floor_number);
-        let key = key(floor_number);
-        floor.create("from");
-        floor.create("to");
-        let draft = floor.ask("from", &key);
+        let (key, from, to) = (key(floor_number), format!("from{floor_number}"), format!("to{floor_number}"));
+        floor.create(&from);
+        floor.create(&to);
+        let draft = floor.ask(&from, &key);
         other.write(&draft.dir);
-        floor.publish(draft, "from", "revision", &key);
+        floor.publish(draft, &from, "revision", &key);
         settle(&dir);
-        let from = floor.revision("from", "revision");
-        let ((), took) = time(|| floor.reuse(&key, &from, "to", "revision"));
-        floor.remove("to");
-        floor.remove("from");
-        took
+        let source = floor.revision(&from, "revision");
+        time(|| floor.reuse(&key, &source, &to, "revision")).1
     });
     Pair { store, floor }
 }
@@ -219,7 +225,7 @@ fn lookup(dir: &Utf8Path, keys: u64) -> Pair {
     }
     settle(dir);
     let (mut random, mut floor_random, places) = (Random::new(), Random::new(), found.clone());
-    let at = |random: &mut Random| (random.next() % keys) as usize;
+    let at = move |random: &mut Random| (random.next() % keys) as usize;
     let store = Box::new(move || {
         let (inputs, ..) = &found[at(&mut random)];
         let (hit, took) = time(|| store.lookup(None, inputs).unwrap());
@@ -247,7 +253,7 @@ fn activate(dir: &Utf8Path, history: usize) -> Pair {
     }
     // The last line must name what is current.
     let log = std::fs::read_to_string(store.layout().activations(&name)).unwrap();
-    std::fs::write(store.layout().activations(&name), log.repeat(history.div_ceil(2).max(1))).unwrap();
+    std::fs::write(store.layout().activations(&name), log.repeat(history / 2)).unwrap();
     settle(dir);
 
     let (mut turn, mut floor_turn, ids) = (0, 0, revisions.clone());
