@@ -62,8 +62,10 @@ pub(crate) fn log(core: &Core, id: &TemplateId, current: &Current) -> Result<Act
 }
 
 /// Refuses when `current` is not what the caller expects.
-pub(crate) fn check(core: &Core, lock: &TemplateLock, expect: &Expect) -> Result<()> {
-    let found = current(core, &lock.id)?;
+///
+/// It counts only under the template's lock; before, it spares work that would be thrown away.
+pub(crate) fn check(core: &Core, id: &TemplateId, expect: &Expect) -> Result<()> {
+    let found = current(core, id)?;
     let (met, expected) = match expect {
         Expect::Any => return Ok(()),
         Expect::Absent => (found == Current::Unset, "not set".to_owned()),
@@ -72,7 +74,7 @@ pub(crate) fn check(core: &Core, lock: &TemplateLock, expect: &Expect) -> Result
     if met {
         return Ok(());
     }
-    Err(Error::CurrentMoved { template: lock.id.clone(), expected, found: found.describe() })
+    Err(Error::CurrentMoved { template: id.clone(), expected, found: found.describe() })
 }
 
 /// Makes a revision current, durably; the revision is durable, and its lease is held.

@@ -6,8 +6,9 @@ use crate::compare::{Difference, differences};
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::Result;
-use crate::format::Content;
-use crate::options::SealOptions;
+use crate::format::{Content, with_machine};
+use crate::fs::read;
+use crate::options::{Resources, SealOptions};
 use crate::progress::Progress;
 use crate::revision::Revision;
 use crate::seal::{self, Survey};
@@ -128,6 +129,9 @@ impl Draft {
         progress: &mut dyn Progress,
     ) -> Result<Vec<Difference>> {
         let disk = &self.work.core.disk;
+        if with.record().reused_from.is_some() {
+            self.take_machine_of(with, options)?;
+        }
         let survey = Survey::of(disk, self.path(), options)?;
         // Nothing of it will be kept, so nothing of it needs to last.
         let files = seal::seal_files(&disk.without_syncs(), &survey, &self.work, progress)?;
@@ -181,5 +185,16 @@ impl Draft {
     /// ```
     pub fn abandon(self) -> Result<()> {
         self.work.abandon()
+    }
+
+    /// Does to the new configuration what reusing did to the other one.
+    fn take_machine_of(&self, with: &Revision, options: &SealOptions) -> Result<()> {
+        let path = self.path().join(options.names.fc_base_config.as_path());
+        let Some(bytes) = read::bytes_if_there(&path)? else { return Ok(()) };
+        let Resources { vcpus, mem_mib, .. } = with.record().resources();
+        let Ok(bytes) = with_machine(&bytes, vcpus, mem_mib) else { return Ok(()) };
+        let disk = &self.work.core.disk;
+        disk.unlink(&path)?;
+        Ok(disk.write_new(&path, &bytes)?)
     }
 }

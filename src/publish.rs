@@ -73,8 +73,9 @@ pub(crate) fn commit(
     options: &PublishOptions,
     progress: &mut dyn Progress,
 ) -> Result<(Revision, Outcome)> {
+    activation::check(core, &commit.template, &options.expect)?;
     let (lock, _) = template::create_and_lock(core, &commit.template, &commit.spec)?;
-    activation::check(core, &lock, &options.expect)?;
+    activation::check(core, &lock.id, &options.expect)?;
     // A reused revision has the resources that its configuration was written with.
     if commit.action == Action::Publish {
         let spec = template::spec(core, &commit.template)?;
@@ -241,7 +242,7 @@ pub(crate) fn activate_existing(
     options: &PublishOptions,
     action: Action,
 ) -> Result<()> {
-    activation::check(core, lock, &options.expect)?;
+    activation::check(core, &lock.id, &options.expect)?;
     match options.activate {
         Activate::Yes => activation::activate(core, lock, revision.id(), action),
         Activate::No => Ok(()),

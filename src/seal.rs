@@ -1,7 +1,7 @@
 //! From a builder's directory to files that nobody can change: what a draft may hold, and how it is sealed.
 
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rayon::prelude::*;
@@ -14,7 +14,7 @@ use crate::fs::remove::bottom_up;
 use crate::fs::seal::looks_sealed;
 use crate::fs::{Disk, copy::Advance};
 use crate::heal;
-use crate::id::ArtifactPath;
+use crate::id::{ArtifactPath, Digest};
 use crate::objects::{self, Interned};
 use crate::options::SealOptions;
 use crate::progress::{Note, Progress, Stage};
@@ -158,6 +158,31 @@ pub(crate) struct SealedFiles {
     pub dirs: Vec<Utf8PathBuf>,
     /// Bytes of files whose blocks the store had already.
     pub shared_bytes: u64,
+    /// Objects that would be of no use without the revision.
+    pub objects: NewObjects,
+}
+
+/// Objects that were made for a revision; those that nobody uses go when this is dropped.
+#[derive(Debug)]
+pub(crate) struct NewObjects {
+    core: Arc<Core>,
+    digests: Vec<Digest>,
+}
+
+impl Drop for NewObjects {
+    fn drop(&mut self) {
+        for digest in &self.digests {
+            // What can't be removed now, a collection will.
+            let _ = objects::release(&self.core, digest);
+        }
+    }
+}
+
+impl NewObjects {
+    /// The revision is there, and uses them.
+    pub fn keep(mut self) {
+        self.digests.clear();
+    }
 }
 
 /// Seals a draft: every file is durable before any of them becomes an object.
@@ -171,15 +196,17 @@ pub(crate) fn seal(work: &Work, options: &SealOptions, progress: &mut dyn Progre
     }
     let files = seal_files(disk, &survey, work, progress)?;
     let mut shared_bytes = 0;
+    let mut objects = NewObjects { core: work.core.clone(), digests: Vec::new() };
     for file in &files {
         file.notes.iter().cloned().for_each(|note| progress.note(note));
         // Somebody else's directory gets no links to objects before it is ours.
         if !work.is_moved() {
+            objects.digests.extend((file.content.size >= OBJECT_MIN_SIZE).then_some(file.content.blake3));
             shared_bytes += intern(&work.core, &file.content, work.path(), work.staging(), progress)?;
         }
     }
     let contents = files.into_iter().map(|file| file.content).collect();
-    Ok(SealedFiles { contents, dirs: survey.dirs, shared_bytes })
+    Ok(SealedFiles { contents, dirs: survey.dirs, shared_bytes, objects })
 }
 
 /// Makes a file an object, or a link to the one that is there; gives the bytes that need no blocks of their own.

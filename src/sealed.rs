@@ -184,6 +184,7 @@ fn publish(
         true => share(&core, &revision, progress)?,
         false => files.shared_bytes,
     };
+    files.objects.keep();
     if let Some(inputs) = &purpose.inputs {
         remember(&core, &revision, inputs)?;
     }

@@ -34,7 +34,7 @@ pub(crate) fn apply(session: &Session, file: &Utf8Path) -> Result {
     let text =
         std::fs::read_to_string(file).map_err(|error| Failure::Other(format!("cannot read {file}: {error}"), 1))?;
     let in_file = |source| Error::Format { path: file.to_owned(), source };
-    let specs = TemplateConfig::from_toml(&text).and_then(|config| config.specs(&now())).map_err(in_file)?;
+    let specs = TemplateConfig::specs_from_toml(&text, &now()).map_err(in_file)?;
     let store = session.open_or_init()?;
     let mut results = Vec::new();
     for spec in specs {

@@ -94,7 +94,9 @@ struct Watch {
 
 impl Watch {
     fn start() -> io::Result<Arc<Watch>> {
-        let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])?;
+        let ignored = ignored_signals();
+        let watched = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+        let mut signals = Signals::new(watched.into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0))?;
         let watch = Arc::new(Watch::default());
         let shared = watch.clone();
         thread::spawn(move || signals.forever().for_each(|signal| shared.got(signal)));
@@ -112,6 +114,13 @@ impl Watch {
             None => drop(signal_hook::low_level::emulate_default_handler(signal)),
         }
     }
+}
+
+/// The signals that this process ignores, as `nohup` wants it, a bit each; the command is to ignore them too.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
 fn pass_on(signal: i32, child: Pid) {

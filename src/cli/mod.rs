@@ -91,7 +91,10 @@ pub(crate) fn main() -> ExitCode {
     if words.get(1).is_some_and(|word| word == child::HELPER) {
         return child::exec(&words[2..]);
     }
-    let args = Args::parse();
+    let args = match Args::try_parse_from(&words) {
+        Ok(args) => args,
+        Err(error) => return usage(&error, words.iter().any(|word| word == "--json")),
+    };
     raise_file_limit();
     let output = Output::new(args.json, args.quiet);
     log(&args);
@@ -117,6 +120,16 @@ fn log(args: &Args) {
         .without_time()
         .with_target(false)
         .init();
+}
+
+/// Says what is wrong with a call, or the help that it asks for.
+fn usage(error: &clap::Error, json: bool) -> ExitCode {
+    if json && error.use_stderr() {
+        Output::new(true, false).failure(error.to_string().trim_start_matches("error: ").trim_end(), 2);
+    } else {
+        let _ = error.print();
+    }
+    ExitCode::from(if error.use_stderr() { 2 } else { 0 })
 }
 
 /// Each revision that is held takes a descriptor, and a store may have thousands.

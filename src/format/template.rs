@@ -71,24 +71,35 @@ impl TemplateConfig {
     /// # Errors
     /// What is wrong, with the line it stands on.
     pub fn from_toml(text: &str) -> Result<TemplateConfig, FormatError> {
-        // serde's defaults know neither the file's own profile nor lines, so the variants are looked at twice.
-        #[derive(Deserialize)]
-        struct Lines {
-            variants: Vec<toml::Spanned<toml::Table>>,
-        }
-        let invalid = |error: toml::de::Error| FormatError::invalid(WHAT, error);
-        let mut config: TemplateConfig = toml::from_str(text).map_err(invalid)?;
-        let lines: Lines = toml::from_str(text).map_err(invalid)?;
-        for (variant, table) in config.variants.iter_mut().zip(&lines.variants) {
+        let mut config: TemplateConfig = toml::from_str(text).map_err(|error| FormatError::invalid(WHAT, error))?;
+        // serde's default does not know the profile of the file.
+        for (variant, table) in config.variants.iter_mut().zip(&tables(text)?) {
             if !table.get_ref().contains_key("profile") {
                 variant.profile.clone_from(&config.profile);
             }
         }
-        for (variant, table) in config.variants.iter().zip(&lines.variants) {
+        Ok(config)
+    }
+
+    /// The templates that a TOML file defines, created at `now` (RFC 3339).
+    ///
+    /// # Errors
+    /// What is wrong, with the line it stands on, or the line on which its variant begins.
+    ///
+    /// ```
+    /// use template_store::TemplateConfig;
+    ///
+    /// let text = "flake_ref = '.'\n\n[[variants]]\nname = 'web'\nrole = 'a:b'\nvcpus = 1\nmem_mib = 256\n";
+    /// let error = TemplateConfig::specs_from_toml(text, "2026-01-01T00:00:00Z").unwrap_err();
+    /// assert!(error.to_string().contains("line 3"));
+    /// ```
+    pub fn specs_from_toml(text: &str, now: &str) -> Result<Vec<TemplateSpec>, FormatError> {
+        let config = TemplateConfig::from_toml(text)?;
+        for (variant, table) in config.variants.iter().zip(&tables(text)?) {
             let line = text[..table.span().start].matches('\n').count() + 1;
             config.check(variant).map_err(|reason| FormatError::invalid(WHAT, format!("line {line}: {reason}")))?;
         }
-        config.specs("").map(|_| config)
+        config.specs(now)
     }
 
     /// What is wrong with a variant by itself.
@@ -130,6 +141,16 @@ impl TemplateConfig {
         spec.data_disk_mib = variant.data_disk_mib;
         Ok(spec)
     }
+}
+
+/// The variants of a file as they stand there: what they say, and where.
+fn tables(text: &str) -> Result<Vec<toml::Spanned<toml::Table>>, FormatError> {
+    #[derive(Deserialize)]
+    struct Tables {
+        variants: Vec<toml::Spanned<toml::Table>>,
+    }
+    let tables: Tables = toml::from_str(text).map_err(|error| FormatError::invalid(WHAT, error))?;
+    Ok(tables.variants)
 }
 
 impl TemplateVariant {
@@ -235,7 +256,7 @@ mod tests {
             ("role = 'b'\nvcpus = 0\nmem_mib = 1\n", "line 8: vcpus"),
             ("role = ", "line 9"),
         ] {
-            let error = TemplateConfig::from_toml(&variant(lines)).unwrap_err().to_string();
+            let error = TemplateConfig::specs_from_toml(&variant(lines), "now").unwrap_err().to_string();
             assert!(error.contains(shown), "{error}");
         }
     }

@@ -109,11 +109,15 @@ impl Disk {
         self.step(|| Op::Mkdir { path: path.into() }, make).at("create directory", path)
     }
 
-    /// A directory that may be there already.
+    /// A directory that may be there already; so may the one that holds it, or not.
     pub fn ensure_dir(&self, path: &Utf8Path) -> Result<()> {
-        match self.mkdir(path, 0o777) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            made => made,
+        match (self.mkdir(path, 0o777), path.parent()) {
+            (Err(error), _) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound && !parent.as_str().is_empty() => {
+                self.ensure_dir(parent)?;
+                self.ensure_dir(path)
+            }
+            (made, _) => made,
         }
     }
 
