@@ -1,11 +1,12 @@
 //! Asking for a build: what is there already, or the right to make it.
 
-use camino::Utf8Path;
+use std::path::Path;
 
 use crate::claim::{Claim, Claimed, claim};
 use crate::draft::Draft;
 use crate::error::{Error, Result};
 use crate::format::{Attempt, Outcome, TemplateSpec};
+use crate::fs::utf8;
 use crate::id::TemplateId;
 use crate::import::{self, ImportOptions};
 use crate::inputs::BuildInputs;
@@ -268,7 +269,7 @@ impl Store {
     /// assert_eq!(store.publish_dir(&web, &files)?.id(), revision.id());
     /// # Ok::<(), template_store::Error>(())
     /// ```
-    pub fn publish_dir(&self, template: &TemplateId, dir: impl AsRef<Utf8Path>) -> Result<Revision> {
+    pub fn publish_dir(&self, template: &TemplateId, dir: impl AsRef<Path>) -> Result<Revision> {
         Ok(self.publish_dir_with(template, dir, &ImportOptions::default(), &mut ())?.revision)
     }
 
@@ -295,7 +296,7 @@ impl Store {
     pub fn publish_dir_with(
         &self,
         template: &TemplateId,
-        dir: impl AsRef<Utf8Path>,
+        dir: impl AsRef<Path>,
         options: &ImportOptions,
         progress: &mut dyn Progress,
     ) -> Result<Published> {
@@ -305,7 +306,7 @@ impl Store {
         if let (Some(spec), None) = (&options.new_template, template::spec_if_there(&self.core, template)?) {
             purpose.spec = TemplateSpec { template_id: template.to_string(), ..spec.clone() };
         }
-        import::publish_dir(&self.core, purpose, dir.as_ref(), options, progress)
+        import::publish_dir(&self.core, purpose, utf8(dir.as_ref())?, options, progress)
     }
 
     fn purpose(

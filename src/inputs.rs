@@ -1,5 +1,7 @@
 //! What a build is made from.
 
+use std::path::Path;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use camino::Utf8Path;
@@ -9,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use crate::error::{Error, Result};
 use crate::format::{MadeFrom, RevisionRecord};
 use crate::fs::copy::hash;
-use crate::fs::read;
+use crate::fs::{read, utf8};
 use crate::id::{CacheKey, Digest, FlakeLockHash, Profile, Role};
 
 /// What a build is made from: the three parts of its cache key, and what else tells builds apart.
@@ -53,8 +55,8 @@ impl BuildInputs {
     /// let inputs = BuildInputs::from_flake_lock("flake.lock", "minimal", "worker")?;
     /// # Ok::<(), template_store::Error>(())
     /// ```
-    pub fn from_flake_lock(path: impl AsRef<Utf8Path>, profile: &str, role: &str) -> Result<BuildInputs> {
-        let path = path.as_ref();
+    pub fn from_flake_lock(path: impl AsRef<Path>, profile: &str, role: &str) -> Result<BuildInputs> {
+        let path = utf8(path.as_ref())?;
         let (profile, role) = (profile.parse()?, role.parse()?);
         let bytes = read::user_bytes(path)?;
         check_flake_lock(&bytes).map_err(|reason| Error::NotAFlakeLock { path: path.into(), reason })?;
@@ -93,8 +95,8 @@ impl BuildInputs {
     /// assert!(inputs.source_hash().is_some());
     /// # Ok::<(), template_store::Error>(())
     /// ```
-    pub fn with_source_tree(mut self, dir: impl AsRef<Utf8Path>) -> Result<Self> {
-        self.source_hash = Some(tree_digest(dir.as_ref())?);
+    pub fn with_source_tree(mut self, dir: impl AsRef<Path>) -> Result<Self> {
+        self.source_hash = Some(tree_digest(utf8(dir.as_ref())?)?);
         Ok(self)
     }
 

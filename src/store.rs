@@ -1,13 +1,13 @@
 //! The store: what a build tool calls.
 
+use std::path::Path;
 use std::sync::Arc;
-
-use camino::Utf8Path;
 
 use crate::activation;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::{Action, Activation, TemplateSpec};
+use crate::fs::utf8;
 use crate::id::{RevisionId, TemplateId};
 use crate::inventory;
 use crate::layout::Layout;
@@ -66,7 +66,7 @@ impl Store {
     /// Store::open(dir.join("store"))?;
     /// # Ok::<(), template_store::Error>(())
     /// ```
-    pub fn open(root: impl AsRef<Utf8Path>) -> Result<Store> {
+    pub fn open(root: impl AsRef<Path>) -> Result<Store> {
         Store::open_with(root, &StoreOptions::default())
     }
 
@@ -84,8 +84,8 @@ impl Store {
     /// let store = Store::open_with(dir.join("store"), &StoreOptions::default().allow_network_fs())?;
     /// # Ok::<(), template_store::Error>(())
     /// ```
-    pub fn open_with(root: impl AsRef<Utf8Path>, options: &StoreOptions) -> Result<Store> {
-        Ok(Store { core: Arc::new(open::open(root.as_ref(), options)?) })
+    pub fn open_with(root: impl AsRef<Path>, options: &StoreOptions) -> Result<Store> {
+        Ok(Store { core: Arc::new(open::open(utf8(root.as_ref())?, options)?) })
     }
 
     /// Makes a store in a directory that is empty or does not exist; one that is there is opened.
@@ -103,8 +103,8 @@ impl Store {
     /// let store = Store::init(dir.join("scratch"), &StoreOptions::default().durability(Durability::None))?;
     /// # Ok::<(), template_store::Error>(())
     /// ```
-    pub fn init(root: impl AsRef<Utf8Path>, options: &StoreOptions) -> Result<Store> {
-        Ok(Store { core: Arc::new(open::init(root.as_ref(), options)?) })
+    pub fn init(root: impl AsRef<Path>, options: &StoreOptions) -> Result<Store> {
+        Ok(Store { core: Arc::new(open::init(utf8(root.as_ref())?, options)?) })
     }
 
     /// Opens the store at `root`, and makes it when there is none.
@@ -119,7 +119,7 @@ impl Store {
     /// assert!(store.layout().format_json().exists());
     /// # Ok::<(), template_store::Error>(())
     /// ```
-    pub fn open_or_init(root: impl AsRef<Utf8Path>) -> Result<Store> {
+    pub fn open_or_init(root: impl AsRef<Path>) -> Result<Store> {
         Store::init(root, &StoreOptions::default())
     }
 

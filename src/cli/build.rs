@@ -198,6 +198,7 @@ fn report_reuse(output: &Output, revision: &Revision, notes: Vec<String>) {
     let document = || {
         let mut document = revision_json(revision);
         document["result"] = "reused".into();
+        document["reused"] = true.into();
         document["notes"] = notes.into();
         document
     };
@@ -218,6 +219,7 @@ pub(crate) fn report(output: &Output, verb: &str, published: &Published, notes: 
     let document = || {
         let mut document = revision_json(revision);
         document["result"] = verb.into();
+        document["reused"] = false.into();
         document["shared_bytes"] = published.shared_bytes.into();
         document["notes"] = notes.into();
         if let Some((earlier, differences)) = &published.differs {

@@ -238,6 +238,15 @@ impl Disk {
     }
 }
 
+/// A path that a caller named; inside, all paths are UTF-8.
+pub(crate) fn utf8(path: &Path) -> Result<&Utf8Path> {
+    Utf8Path::from_path(path).ok_or_else(|| PathError {
+        doing: "use",
+        path: lossy(path),
+        source: io::Error::new(io::ErrorKind::InvalidFilename, "its name is not UTF-8"),
+    })
+}
+
 /// A path for a message: a draft that is thrown away may hold names that are not UTF-8.
 fn lossy(path: &Path) -> Utf8PathBuf {
     path.to_string_lossy().into_owned().into()
