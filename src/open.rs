@@ -1,11 +1,14 @@
 //! Opening and making stores.
 
+use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::core::{Core, Standing};
 use crate::error::{Error, Result};
 use crate::format::{Durability, StoreFormat};
-use crate::fs::atomic::parent_of;
+use crate::fs::atomic::{Lasting, parent_of};
+use crate::fs::read::FileId;
 use crate::fs::{Disk, read};
 use crate::layout::Layout;
 use crate::options::StoreOptions;
@@ -24,7 +27,7 @@ enum Found {
 pub(crate) fn open(root: &Utf8Path, options: &StoreOptions) -> Result<Core> {
     let layout = Layout::new(resolved(root));
     match look(&layout)? {
-        Found::Store(format) => ready(layout, options, format.durability, Standing::Writable),
+        Found::Store(format) => made(layout, options, format.durability),
         Found::Mvm => ready(layout, options, Durability::Full, Standing::NotAdopted),
         Found::Nothing => Err(Error::NoStore { path: root.to_owned() }),
         Found::Other => Err(Error::NotAStore { path: root.to_owned() }),
@@ -37,7 +40,7 @@ pub(crate) fn init(root: &Utf8Path, options: &StoreOptions) -> Result<Core> {
         Found::Store(format) if options.durability.is_some_and(|wanted| wanted != format.durability) => {
             Err(Error::DurabilityFixed { path: root.to_owned(), durability: format.durability })
         }
-        Found::Store(format) => ready(layout, options, format.durability, Standing::Writable),
+        Found::Store(format) => made(layout, options, format.durability),
         Found::Mvm => Err(Error::NotAdopted { path: root.to_owned() }),
         Found::Other => Err(Error::NotAStore { path: root.to_owned() }),
         Found::Nothing => {
@@ -57,6 +60,26 @@ fn ready(layout: Layout, options: &StoreOptions, durability: Durability, standin
         return Err(Error::NetworkFileSystem { path: layout.root().to_owned(), name });
     }
     Ok(Core::new(layout, Disk::new(options.observer.clone(), durability), standing))
+}
+
+/// A store that has its format: whoever made it may have died before that was durable.
+fn made(layout: Layout, options: &StoreOptions, durability: Durability) -> Result<Core> {
+    let core = ready(layout, options, durability, Standing::Writable)?;
+    if read::exists(&core.layout.locks())? {
+        return Ok(core);
+    }
+    match finish(&core) {
+        // It can still be read.
+        Err(Error::Io(error)) if matches!(error.kind(), ReadOnlyFilesystem | PermissionDenied) => Ok(core),
+        finished => finished.map(|()| core),
+    }
+}
+
+/// Makes all names durable, and then the directory that says so.
+fn finish(core: &Core) -> Result<()> {
+    sync_above(&core.disk, core.layout.root())?;
+    core.disk.fsync_dir(&core.layout.private())?;
+    Ok(core.disk.ensure_dir(&core.layout.locks())?)
 }
 
 fn look(layout: &Layout) -> Result<Found> {
@@ -80,44 +103,46 @@ fn look(layout: &Layout) -> Result<Found> {
     })
 }
 
-/// Makes the directory and those above it, each durable in the one that holds it.
+/// Makes the directory and those above it.
 fn make_root(disk: &Disk, root: &Utf8Path) -> Result<()> {
     if root.as_str().is_empty() || read::exists(root)? {
         return Ok(());
     }
     make_root(disk, parent_of(root))?;
-    disk.ensure_dir(root)?;
-    Ok(disk.fsync_dir(dir_of(root))?)
+    Ok(disk.ensure_dir(root)?)
 }
 
-fn dir_of(path: &Utf8Path) -> &Utf8Path {
-    match parent_of(path) {
-        parent if parent.as_str().is_empty() => Utf8Path::new("."),
-        parent => parent,
+/// Makes the names of a directory and of those above it durable, up to the root of the file system.
+///
+/// What this user may not read, this user did not make.
+fn sync_above(disk: &Disk, dir: &Utf8Path) -> Result<()> {
+    let device = |dir: &Utf8Path| read::metadata(dir).map(|metadata| FileId::of(&metadata));
+    for (dir, parent) in dir.ancestors().zip(dir.ancestors().skip(1)) {
+        if !device(dir)?.same_file_system(device(parent)?) {
+            break;
+        }
+        match disk.fsync_dir(parent) {
+            Err(error) if error.kind() == PermissionDenied => break,
+            synced => synced?,
+        }
     }
+    Ok(())
 }
 
-/// Makes what a store consists of. `format.json` comes last: a store that has it is whole.
+/// Makes what a store consists of. A store that has `format.json` is whole, and one that has `locks/` is durable.
 fn make(core: &Core, durability: Durability) -> Result<()> {
     let (layout, disk) = (&core.layout, &core.disk);
     disk.ensure_dir(&layout.private())?;
-    let inner = [
-        layout.objects(),
-        layout.keys(),
-        layout.drafts(),
-        layout.trash(),
-        layout.pins(),
-        layout.leases(),
-        layout.locks(),
-    ];
+    let inner = [layout.objects(), layout.keys(), layout.drafts(), layout.trash(), layout.pins(), layout.leases()];
     for dir in inner {
         disk.ensure_dir(&dir)?;
     }
     disk.ensure_dir(&layout.templates())?;
-    disk.fsync_dir(&layout.private())?;
     disk.fsync_dir(layout.root())?;
+    sync_above(disk, layout.root())?;
     let format = StoreFormat::new(durability, core.now()).to_json();
-    Ok(disk.write_file(&layout.drafts(), &layout.format_json(), &format, crate::fs::atomic::Lasting::Durable)?)
+    disk.write_file(&layout.drafts(), &layout.format_json(), &format, Lasting::Durable)?;
+    Ok(disk.ensure_dir(&layout.locks())?)
 }
 
 /// The path with its links followed, or as it is when it does not exist.

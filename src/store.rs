@@ -189,6 +189,8 @@ impl Store {
         }
         let existing = template::spec(&self.core, &id)?;
         if existing.defines_the_same(spec) {
+            // Whoever gave it this definition may have died before that was durable.
+            self.core.disk.fsync_dir(&self.core.layout.template(&id))?;
             return Ok(Applied::Unchanged);
         }
         let mut changed = spec.clone();
