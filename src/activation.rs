@@ -100,7 +100,7 @@ pub(crate) fn is_settled(core: &Core, id: &TemplateId) -> Result<bool> {
 }
 
 /// Makes the `current` that everybody sees last: whoever swapped it may have died before it was synced.
-fn settle(core: &Core, id: &TemplateId) -> Result<()> {
+pub(crate) fn settle(core: &Core, id: &TemplateId) -> Result<()> {
     if is_settled(core, id)? {
         return Ok(());
     }

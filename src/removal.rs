@@ -39,6 +39,8 @@ pub(crate) fn remove_revision(core: &Arc<Core>, id: &TemplateId, revision: &Revi
     if activation::current(core, id)?.revision() == Some(revision) {
         step_back(core, &lock, revision, how)?;
     }
+    // The `current` that everybody sees must last before what it left is gone.
+    activation::settle(core, id)?;
     let digests = digests(core, id, revision);
     delete(core, &dir)?;
     release(core, &digests)

@@ -197,7 +197,10 @@ impl<'a> Hasher<'a> {
         mut write: impl FnMut(&[u8], u64) -> Result<()>,
     ) -> Result<()> {
         let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize(CHUNK, 0);
+        let room = CHUNK.min(len as usize);
+        if buffer.len() < room {
+            buffer = vec![0; room];
+        }
         let mut at = start;
         while at < start + len {
             let want = (start + len - at).min(CHUNK as u64) as usize;

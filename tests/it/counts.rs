@@ -1,0 +1,258 @@
+//! Counts that can't lie: how often an operation waits for the disk, and how much it changes there.
+//!
+//! The numbers are exact, so whoever changes one says here what the new wait protects, or why the old one is not
+//! needed. These count at the store's own door to the disk; [`program`] counts the system calls of the program,
+//! which no door can hide.
+
+#[cfg(feature = "cli")]
+mod program;
+mod steps;
+
+use std::fs;
+use std::io;
+
+use camino::Utf8Path;
+use template_store::{Build, Durability, Expect, Known, Outcome, Resources};
+
+use steps::{Counts, World, fill, id, inputs, publish, reuse, say};
+
+/// Waits for the disk of a publication of three files into a template that exists: the first test says what for.
+const PUBLISH_SYNCS: usize = 9;
+
+/// Those of a reuse in another template that exists: the files are durable already.
+const REUSE_SYNCS: usize = PUBLISH_SYNCS - 3;
+
+/// Those of a new template; the last of them is one of a publication anyway.
+const CREATE_SYNCS: usize = 5;
+
+/// The size of a kernel and a root file system that are just large enough to be objects.
+const LARGE: usize = 64 * 1024;
+
+#[test]
+fn a_publication_of_three_new_files_waits_nine_times() {
+    let world = World::with_template("web");
+    let (_, mut counts) = world.count(|store| publish(store, "web", "lock", Known::Reuse, 1));
+    counts.syncs[..3].sort_unstable(); // files are sealed in parallel
+    assert_eq!(
+        counts.syncs,
+        [
+            // The bytes, before a name that others believe leads to them: an object, and the revision.
+            "draft/fc-base.json",
+            "draft/rootfs.ext4",
+            "draft/vmlinux",
+            // The template's name: whoever made it may have died before it was durable.
+            "templates",
+            // The bytes of the record, before its name.
+            "draft/revision.json",
+            // The names of the four, before the directory has its final name.
+            "draft",
+            // The final name, before the log and `current` speak of it.
+            "templates/web/artifacts",
+            // The line of the log, before the `current` that it explains.
+            "templates/web/activations.jsonl",
+            // `current`, before anybody is told.
+            "templates/web",
+        ]
+    );
+    assert_eq!(counts.syncs.len(), PUBLISH_SYNCS);
+    assert_eq!(
+        counts.changes,
+        [
+            ("append", 1),                // the log
+            ("chmod", 4),                 // three files read-only, the directory open to others
+            ("create", 3),                // the record, the mark of a swap in progress, the entry of the key
+            ("link", 2),                  // two objects
+            ("mkdir", 4),                 // the draft, the shards of two objects and of the key
+            ("rename", 2),                // `current`, the entry of the key
+            ("rename to a free name", 1), // the revision
+            ("set mtime", 3),
+            ("symlink", 1),
+            ("truncate", 3), // the attempt's lock file: who builds, where, and how it ended
+            ("unlink", 2),   // the mark of the swap, the attempt's lock file
+            ("write", 5),    // the record, the entry of the key, and the lock file again
+        ]
+    );
+    assert_eq!(counts.in_vain, [("unlink", 1)], "what a crash may have left of an earlier swap");
+}
+
+#[test]
+fn a_new_template_waits_four_times_more() {
+    let world = World::new(Durability::Full);
+    let (_, counts) = world.count(|store| publish(store, "web", "lock", Known::Reuse, 1));
+    let new: Vec<_> = counts.syncs.iter().skip(3).take(CREATE_SYNCS).collect();
+    assert_eq!(
+        new,
+        [
+            // Everything in the template's directory, before it has its name.
+            "draft/template.json",
+            "draft/activations.jsonl",
+            "draft/artifacts",
+            "draft",
+            // The name, before a revision is published in it.
+            "templates",
+        ]
+    );
+    assert_eq!(counts.syncs.len(), PUBLISH_SYNCS - 1 + CREATE_SYNCS);
+}
+
+#[test]
+fn the_same_contents_again_add_nothing() {
+    let world = World::with_template("web");
+    let (first, _) = publish(&world.store, "web", "lock", Known::Reuse, 1);
+    let ((again, outcome), mut counts) = world.count(|store| publish(store, "web", "lock", Known::BuildAgain, 1));
+    assert_eq!((again.id(), outcome), (first.id(), Outcome::Unchanged));
+    counts.syncs[..3].sort_unstable();
+    assert_eq!(
+        counts.syncs,
+        [
+            // Each file is durable before the store knows that it has the same bytes.
+            "draft/fc-base.json",
+            "draft/rootfs.ext4",
+            "draft/vmlinux",
+            "templates",
+            // Whoever published the revision may have died before its name was durable.
+            "templates/web/artifacts",
+        ]
+    );
+    assert_eq!(
+        counts.changes,
+        [
+            ("chmod", 4),
+            ("link", 2),   // to the two objects that were there
+            ("mkdir", 1),  // the draft
+            ("rename", 2), // each link takes the place of the file
+            ("rmdir", 1),
+            ("set mtime", 3),
+            ("truncate", 3),
+            ("unlink", 4), // the draft's three files, the attempt's lock file
+            ("write", 3),
+        ],
+        "what is published, `current`, the log and the key stay as they are"
+    );
+    assert_eq!(counts.in_vain, [("link", 2), ("mkdir", 2)], "objects and shards that exist");
+}
+
+#[test]
+fn a_lookup_changes_nothing() {
+    let world = World::with_template("web");
+    let published = publish(&world.store, "web", "lock", Known::Reuse, 1).0.id().clone();
+    let (hit, counts) = world.count(|store| store.lookup(None, &inputs("lock")).unwrap());
+    assert_eq!((hit.unwrap().id(), counts), (&published, Counts::nothing()));
+    let (miss, counts) = world.count(|store| store.lookup(None, &inputs("other")).unwrap());
+    assert!(miss.is_none());
+    assert_eq!(counts, Counts::nothing());
+}
+
+#[test]
+fn a_reuse_of_what_is_current_changes_nothing_and_waits_for_nothing() {
+    let world = World::with_template("web");
+    let published = publish(&world.store, "web", "lock", Known::Reuse, 1).0.id().clone();
+    let (reused, counts) = world.count(|store| reuse(store, "web", "lock"));
+    assert_eq!((reused.id(), counts), (&published, Counts::nothing()));
+}
+
+#[test]
+fn a_reuse_into_another_template_waits_six_times() {
+    let world = World::with_template("web");
+    let _ = publish(&world.store, "web", "lock", Known::Reuse, 1);
+    world.create("api", Resources::default().mem_mib);
+    let (_, counts) = world.count(|store| reuse(store, "api", "lock"));
+    assert_eq!(
+        counts.syncs,
+        [
+            // The files are durable since they were published; their new names and the record are not.
+            "templates",
+            "draft/revision.json",
+            "draft",
+            "templates/api/artifacts",
+            "templates/api/activations.jsonl",
+            "templates/api",
+        ]
+    );
+    assert_eq!(counts.syncs.len(), REUSE_SYNCS);
+    assert_eq!(
+        counts.changes,
+        [
+            ("append", 1),
+            ("chmod", 1),
+            ("create", 3),
+            ("link", 3),
+            ("mkdir", 1),
+            ("rename", 2),
+            ("rename to a free name", 1),
+            ("symlink", 1),
+            ("unlink", 1),
+            ("write", 2),
+        ]
+    );
+    assert_eq!(counts.in_vain, [("mkdir", 1), ("unlink", 1)]);
+
+    world.create("big", 4096);
+    let (_, other_machine) = world.count(|store| reuse(store, "big", "lock"));
+    assert_eq!(other_machine.syncs[0], "draft/fc-base.json", "the configuration has other bytes");
+    assert_eq!(other_machine.syncs.len(), REUSE_SYNCS + 1);
+}
+
+#[test]
+fn an_activation_waits_three_times() {
+    let world = World::with_template("web");
+    let (first, _) = publish(&world.store, "web", "lock", Known::Reuse, 1);
+    let _ = publish(&world.store, "web", "other", Known::Reuse, 2);
+    let (_, counts) = world.count(|store| store.activate(&id("web"), first.id(), Expect::Any).unwrap());
+    assert_eq!(
+        counts.syncs,
+        [
+            // The revision's name: whoever published it may have died before it was durable.
+            "templates/web/artifacts",
+            // The line of the log, before the `current` that it explains.
+            "templates/web/activations.jsonl",
+            // `current`, before anybody is told.
+            "templates/web",
+        ]
+    );
+    assert_eq!(counts.changes, [("append", 1), ("create", 1), ("rename", 1), ("symlink", 1), ("unlink", 1)]);
+    assert_eq!(counts.in_vain, [("unlink", 1)]);
+
+    let (_, again) = world.count(|store| store.activate(&id("web"), first.id(), Expect::Any).unwrap());
+    assert_eq!(again.syncs, ["templates/web/artifacts"]);
+    assert_eq!((again.changes, again.in_vain), (vec![], vec![]), "it is current already");
+}
+
+#[test]
+fn a_store_without_durability_never_waits() {
+    let world = World::new(Durability::None);
+    let (_, counts) = world.count(|store| {
+        let (first, _) = publish(store, "web", "lock", Known::Reuse, 1);
+        let _ = publish(store, "web", "other", Known::Reuse, 2);
+        let _ = reuse(store, "api", "lock");
+        store.activate(&id("web"), first.id(), Expect::Any).unwrap()
+    });
+    assert_eq!(counts.syncs, Vec::<String>::new());
+}
+
+#[test]
+fn a_reuse_into_another_template_reads_no_data_of_large_artifacts() {
+    let world = World::new(Durability::Full);
+    let Build::Draft(draft) = world.store.build(&id("web"), &inputs("lock")).unwrap() else { unreachable!() };
+    fill(draft.path(), 1, 8 << 20);
+    let source = draft.seal().unwrap().publish().unwrap();
+    let Ok(before) = read_by_this_thread() else {
+        return say("reads were not counted: this kernel has no /proc/thread-self/io");
+    };
+    let reused = reuse(&world.store, "api", "lock");
+    let read = read_by_this_thread().unwrap() - before;
+    assert!(read < LARGE as u64, "{read} bytes were read");
+    assert!(same_inode(&source.rootfs(), &reused.rootfs()) && same_inode(&source.kernel(), &reused.kernel()));
+}
+
+/// Bytes that this thread has asked the kernel for, from the cache or not.
+fn read_by_this_thread() -> io::Result<u64> {
+    let counters = fs::read_to_string("/proc/thread-self/io")?;
+    let read = counters.lines().find_map(|line| line.strip_prefix("rchar: ")).and_then(|text| text.parse().ok());
+    read.ok_or_else(|| io::Error::other("no rchar"))
+}
+
+fn same_inode(a: &Utf8Path, b: &Utf8Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(a).unwrap().ino() == fs::metadata(b).unwrap().ino()
+}
