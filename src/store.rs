@@ -123,6 +123,22 @@ impl Store {
         Store::init(root, &StoreOptions::default())
     }
 
+    /// Whether the store takes changes; whether the file system does is not looked at.
+    ///
+    /// # Errors
+    /// [`Error::NotAdopted`] for a data directory of mvm.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// store.check_writable()?;
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
+    pub fn check_writable(&self) -> Result<()> {
+        self.core.begin_change().map(drop)
+    }
+
     /// Where everything is.
     pub fn layout(&self) -> &Layout {
         &self.core.layout

@@ -185,7 +185,10 @@ impl Session<'_> {
     pub fn open_if_there(&self) -> Result<Option<Store>> {
         match Store::open_with(self.root()?, &self.options()) {
             // What must not be changed says so before anything else is looked at.
-            Ok(_) => self.open_or_init().map(Some),
+            Ok(store) => {
+                store.check_writable()?;
+                Ok(Some(store))
+            }
             Err(Error::NoStore { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }

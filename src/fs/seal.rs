@@ -34,26 +34,38 @@ impl Disk {
     ///
     /// The builder's inode is kept if nobody else can reach it; else its bytes go to a fresh one, which takes
     /// its name. Another name of the inode, and what is behind it, is never changed.
-    /// A crash leaves the file or its sealed form under the name, and at most a part of a copy beside it.
+    /// A crash leaves the file or its sealed form under the name, and at most a part of a copy in `staging`.
     pub fn seal_file(&self, path: &Utf8Path, staging: &Utf8Path, advance: Advance) -> Result<SealedFile> {
         let file = read::open(path)?;
-        match self.shut(&file, path)? {
-            None => match self.seal_in_place(&file, path, advance)? {
-                Some(sealed) => Ok(sealed),
-                None => self.seal_copy(&file, path, staging, "it was changed while it was hashed", advance),
-            },
-            Some(reason) => self.seal_copy(&file, path, staging, reason, advance),
+        let dropped = read::xattrs(&file, path)?;
+        let in_place = match self.shut(&file, path, &dropped)? {
+            None => self.seal_in_place(&file, path, advance)?.ok_or("it was changed while it was hashed"),
+            Some(reason) => Err(reason),
+        };
+        match in_place {
+            Ok((digest, size)) => Ok(SealedFile { digest, size, dropped, copied: None }),
+            Err(reason) => {
+                let (digest, size) = self.seal_copy(&file, path, staging, advance)?;
+                Ok(SealedFile { digest, size, dropped, copied: Some(reason) })
+            }
         }
     }
 
     /// Takes away the ways to write to a file; says why when there is one that can't be taken away.
-    fn shut(&self, file: &File, path: &Utf8Path) -> Result<Option<&'static str>> {
+    fn shut(&self, file: &File, path: &Utf8Path, xattrs: &[String]) -> Result<Option<&'static str>> {
         let metadata = file.metadata().at("read", path)?;
         if metadata.nlink() != 1 {
             return Ok(Some("it has another name outside the draft"));
         }
         if metadata.uid() != read::user() {
             return Ok(Some("it belongs to another user"));
+        }
+        // Attributes go while the file is writable: without that, only root may remove them.
+        if !xattrs.is_empty() {
+            self.chmod_file(file, path, 0o600)?;
+        }
+        for name in xattrs {
+            self.remove_xattr(file, path, name)?;
         }
         // First the mode, so that no new writer comes; then the question whether one is left.
         self.chmod_file(file, path, SEALED_MODE)?;
@@ -65,36 +77,23 @@ impl Disk {
     }
 
     /// `None` when the file was changed meanwhile.
-    fn seal_in_place(&self, file: &File, path: &Utf8Path, advance: Advance) -> Result<Option<SealedFile>> {
-        let dropped = read::xattrs(file, path)?;
-        for name in &dropped {
-            self.remove_xattr(file, path, name)?;
-        }
+    fn seal_in_place(&self, file: &File, path: &Utf8Path, advance: Advance) -> Result<Option<(Digest, u64)>> {
         self.set_sealed_mtime(file, path)?;
         let (digest, size) = hash(file, path, advance)?;
         self.fsync(file, path)?;
         let after = file.metadata().at("read", path)?;
         let unchanged = looks_sealed(&after, size) && after.nlink() == 1;
-        Ok(unchanged.then_some(SealedFile { digest, size, dropped, copied: None }))
+        Ok(unchanged.then_some((digest, size)))
     }
 
-    fn seal_copy(
-        &self,
-        file: &File,
-        path: &Utf8Path,
-        staging: &Utf8Path,
-        reason: &'static str,
-        advance: Advance,
-    ) -> Result<SealedFile> {
-        let dropped = read::xattrs(file, path)?;
+    fn seal_copy(&self, file: &File, path: &Utf8Path, staging: &Utf8Path, advance: Advance) -> Result<(Digest, u64)> {
         let mut copied = None;
         let staged = with_unique_name(staging, ".copy-", |name| {
             copied = Some(self.copy_sealed((file, path), name, advance)?);
             Ok(())
         })?;
         self.rename(&staged, path)?;
-        let (digest, size) = copied.expect("a name was found, so a copy was made");
-        Ok(SealedFile { digest, size, dropped, copied: Some(reason) })
+        Ok(copied.expect("a name was found, so a copy was made"))
     }
 
     /// Copies a file to a new, sealed and durable one; its name is not durable yet.

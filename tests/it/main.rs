@@ -7,6 +7,7 @@ mod identity;
 mod interning;
 mod oracle;
 mod output;
+mod powercut;
 mod program;
 mod publish;
 mod removal;

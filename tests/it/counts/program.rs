@@ -156,5 +156,5 @@ fn the_program_looks_up_with_few_calls() {
     let found = program.run(&["lookup", "--flake-lock", lock.as_str(), "--role", "worker"]);
     assert_eq!(found.syncs, 0);
     found.check_changes_nothing();
-    found.check(4, 6);
+    found.check(4, 7);
 }

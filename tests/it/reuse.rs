@@ -1,0 +1,382 @@
+//! What was built from the same inputs is not built again, by whichever template it was.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use camino::Utf8Path;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use template_store::observe::{Observer, Op, Verdict};
+use template_store::{
+    Action, Activate, BuildInputs, BuildOptions, Known, Match, Note, PublishOptions, Removal, Resources, Revision,
+    Store, StoreOptions, TemplateSpec,
+};
+
+use crate::support::{
+    Heard, Place, assert_clean, assert_right, build, draft, draft_with, flip, id, image, inode, inputs, listing,
+    reused, reused_with, template,
+};
+
+/// Remembers every change that a store makes to the disk.
+#[derive(Debug, Default)]
+pub struct Watch(Mutex<Vec<Op>>);
+
+impl Watch {
+    pub fn seen(&self) -> Vec<Op> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl Observer for Watch {
+    fn before(&self, op: &Op) -> Verdict {
+        self.0.lock().unwrap().push(op.clone());
+        Verdict::Proceed
+    }
+}
+
+fn files_of(revision: &Revision) -> Vec<(String, u64, u64)> {
+    let of = |content: &template_store::Content| {
+        let metadata = fs::metadata(revision.artifact(&content.path)).unwrap();
+        (content.path.to_string(), metadata.ino(), metadata.blocks())
+    };
+    revision.contents().iter().map(of).collect()
+}
+
+/// Makes a template with resources of its own.
+fn create(store: &Store, name: &str, vcpus: u8, mem_mib: u32) {
+    let mut spec = TemplateSpec::new(&id(name), ".", &id("minimal"), &id("worker"), "2026-01-01T00:00:00Z");
+    (spec.vcpus, spec.mem_mib) = (vcpus, mem_mib);
+    store.create(&spec).unwrap();
+}
+
+fn config(revision: &Revision) -> Value {
+    serde_json::from_slice(&fs::read(revision.fc_base_config()).unwrap()).unwrap()
+}
+
+#[test]
+fn the_same_inputs_again_are_reused_and_change_nothing() {
+    let place = Place::new();
+    let store = place.store();
+    let first = build(&store, "web", &inputs("a"), "one");
+    let before = listing(store.layout().root());
+    let again = reused(&store, "web", &inputs("a"));
+    assert_eq!((again.id(), again.path()), (first.id(), first.path()));
+    assert_eq!(listing(store.layout().root()), before);
+}
+
+#[test]
+fn another_template_gets_links_to_the_files() {
+    let place = Place::new();
+    let store = place.store();
+    let first = build(&store, "web", &inputs("a"), "one");
+
+    let watch = Arc::new(Watch::default());
+    let watched = Store::open_with(place.root(), &StoreOptions::default().observer(watch.clone())).unwrap();
+    let second = reused(&watched, "db", &inputs("a"));
+    assert_eq!(files_of(&second), files_of(&first), "all files are the same inodes");
+    assert_eq!(second.id(), first.id(), "the same contents have the same id");
+    assert_right(&second);
+    let origin = second.record().reused_from.as_ref().expect("it says where it is from");
+    assert_eq!((&origin.template, &origin.revision), (first.template(), first.id()));
+    assert_eq!(store.current(&id("db")).unwrap().id(), second.id());
+    assert_eq!(store.history(&id("db")).unwrap()[0].action, Action::Reuse);
+    assert_clean(store.layout());
+
+    let touches_data = |op: &Op| {
+        let large = |path: &Utf8Path| path.as_str().contains("rootfs") || path.as_str().contains("vmlinux");
+        match op {
+            Op::Clone { .. } => true,
+            Op::Write { path, len } => *len > 8192 || large(path),
+            Op::Fsync { path } => large(path),
+            _ => false,
+        }
+    };
+    let ops = watch.seen();
+    assert_eq!(ops.iter().find(|op| touches_data(op)), None, "no data is written or synced");
+}
+
+/// Were the data read, this would be noticed: the bytes on the disk are others now, and nobody sees it.
+#[test]
+fn reuse_reads_no_data() {
+    let place = Place::new();
+    let store = place.store();
+    let first = build(&store, "web", &inputs("a"), "one");
+    flip(&first.rootfs(), 70_000, true);
+    let second = reused(&store, "db", &inputs("a"));
+    assert_eq!(inode(second.rootfs()), inode(first.rootfs()));
+}
+
+#[test]
+fn a_template_with_other_resources_gets_its_own_machine_configuration() {
+    let place = Place::new();
+    let store = place.store();
+    let first = build(&store, "web", &inputs("a"), "one");
+    create(&store, "big", 8, 16384);
+    let big = reused(&store, "big", &inputs("a"));
+    assert_right(&big);
+    assert_eq!((inode(big.kernel()), inode(big.rootfs())), (inode(first.kernel()), inode(first.rootfs())));
+    assert_ne!(inode(big.fc_base_config()), inode(first.fc_base_config()));
+    assert_eq!(config(&big)["machine-config"], json!({"vcpu_count": 8, "mem_size_mib": 16384}));
+    assert_eq!(config(&big)["boot-source"], config(&first)["boot-source"], "all else is as it was");
+    assert_eq!((big.build().vcpus, big.build().mem_mib), (8, 16384));
+    assert_right(&first);
+    assert_eq!(config(&first)["machine-config"]["vcpu_count"], 2, "the first template has what it had");
+
+    let before = listing(store.layout().root());
+    assert_eq!(reused(&store, "big", &inputs("a")).id(), big.id(), "its own revision is found");
+    assert_eq!(reused(&store, "web", &inputs("a")).id(), first.id());
+    assert_eq!(listing(store.layout().root()), before, "and nothing is made any more");
+}
+
+#[test]
+fn a_template_that_is_new_gets_the_resources_that_the_call_names() {
+    let place = Place::new();
+    let store = place.store();
+    build(&store, "web", &inputs("a"), "one");
+    let options = BuildOptions::default().resources(Resources { vcpus: 4, mem_mib: 2048, data_disk_mib: 10 });
+    let revision = reused_with(&store, "db", &inputs("a"), &options, &mut ());
+    assert_eq!(config(&revision)["machine-config"], json!({"vcpu_count": 4, "mem_size_mib": 2048}));
+    assert_eq!(store.template(&id("db")).unwrap().data_disk_mib, 10);
+}
+
+#[test]
+fn a_template_whose_resources_changed_gets_another_revision_of_the_same_files() {
+    let place = Place::new();
+    let store = place.store();
+    let first = build(&store, "web", &inputs("a"), "one");
+    let mut spec = store.template(&id("web")).unwrap();
+    spec.mem_mib = 4096;
+    store.apply(&spec).unwrap();
+    let second = reused(&store, "web", &inputs("a"));
+    assert_ne!(second.id(), first.id());
+    assert_eq!(config(&second)["machine-config"]["mem_size_mib"], 4096);
+    assert_eq!(inode(second.rootfs()), inode(first.rootfs()));
+    assert_eq!(store.current(&id("web")).unwrap().id(), second.id());
+    assert_right(&second);
+}
+
+/// The revision of `web` is spoilt; a build for `db` is a miss that says so, and goes on.
+fn assert_missed(spoil: impl FnOnce(&Store, &Revision), says: Option<&str>) {
+    let place = Place::new();
+    let store = place.store();
+    let first = build(&store, "web", &inputs("a"), "one");
+    build(&store, "web", &inputs("b"), "two");
+    spoil(&store, &first);
+    drop(first);
+
+    let mut heard = Heard::default();
+    let draft = match store.build_with(&id("db"), &inputs("a"), &BuildOptions::default(), &mut heard).unwrap() {
+        template_store::Build::Draft(draft) => draft,
+        reused => panic!("what is damaged or gone is not reused: {reused:?}"),
+    };
+    let text: Vec<_> = heard.notes.iter().map(ToString::to_string).collect();
+    match says {
+        Some(says) => assert!(text.iter().any(|text| text.contains(says)), "{says:?} is not in {text:?}"),
+        None => assert!(text.is_empty(), "what is gone is not spoken of: {text:?}"),
+    }
+    image(draft.path(), "one");
+    let built = draft.seal().unwrap().publish().unwrap();
+    assert_right(&built);
+    assert_eq!(store.current(&id("db")).unwrap().id(), built.id());
+}
+
+#[test]
+fn a_source_with_a_changed_file_is_a_miss() {
+    assert_missed(|_, revision| flip(&revision.kernel(), 70_000, false), Some("vmlinux is damaged"));
+    assert_missed(|_, revision| flip(&revision.fc_base_config(), 3, false), Some("fc-base.json is damaged"));
+}
+
+#[test]
+fn a_source_with_a_missing_file_is_a_miss() {
+    assert_missed(|_, revision| fs::remove_file(revision.rootfs()).unwrap(), Some("rootfs.ext4 is damaged"));
+    let record = |revision: &Revision| revision.path().join("revision.json");
+    assert_missed(|_, revision| fs::remove_file(record(revision)).unwrap(), Some("revision.json is damaged"));
+    assert_missed(|_, revision| fs::write(record(revision), "{").unwrap(), Some("revision.json is damaged"));
+}
+
+#[test]
+fn a_source_that_was_removed_is_a_miss() {
+    assert_missed(|store, revision| store.remove(&template("web"), revision.id(), Removal::Forced).unwrap(), None);
+    assert_missed(|store, _| store.remove_template(&template("web"), Removal::Forced).unwrap(), None);
+    assert_missed(|_, revision| fs::remove_dir_all(revision.path()).unwrap(), None);
+}
+
+fn with_source(place: &Place, flake: &str) -> BuildInputs {
+    let lock = place.lock("same");
+    fs::write(lock.with_file_name("flake.nix"), flake).unwrap();
+    BuildInputs::from_flake_lock(&lock, "minimal", "worker").unwrap()
+}
+
+#[test]
+fn other_sources_with_the_same_lock_are_a_miss_that_says_why() {
+    let place = Place::new();
+    let store = place.store();
+    let (old, new) = (with_source(&place, "old"), with_source(&place, "new"));
+    assert_eq!(old.key(), new.key(), "the key is the same");
+    let first = build(&store, "web", &old, "one");
+
+    let mut heard = Heard::default();
+    let built = store.build_with(&id("web"), &new, &BuildOptions::default(), &mut heard).unwrap();
+    assert!(matches!(built, template_store::Build::Draft(_)), "an edited flake is another build");
+    drop(built);
+    let expected = Note::SourcesDiffer { template: id("web"), revision: first.id().clone() };
+    assert_eq!(heard.notes, [expected], "it says why, once");
+
+    let second = build(&store, "web", &new, "two");
+    assert_eq!(reused(&store, "web", &old).id(), first.id(), "both are known now");
+    assert_eq!(reused(&store, "web", &new).id(), second.id());
+    let unknown = BuildInputs::new(old.flake_lock_hash().clone(), id("minimal"), id("worker"));
+    reused(&store, "web", &unknown);
+}
+
+/// An edit that changes no byte of the result, such as that of a comment or of an input that is not used.
+#[test]
+fn a_build_that_comes_out_the_same_from_other_inputs_is_found_the_next_time() {
+    let place = Place::new();
+    let store = place.store();
+    let first = build(&store, "web", &with_source(&place, "{ }"), "one");
+    let edited = with_source(&place, "{ } # a comment");
+    assert_eq!(build(&store, "web", &edited, "one").id(), first.id(), "the bytes are the same");
+    assert_eq!(reused(&store, "web", &edited).id(), first.id(), "it was built from these sources");
+
+    assert_eq!(build(&store, "web", &inputs("another lock"), "one").id(), first.id());
+    assert_eq!(reused(&store, "web", &inputs("another lock")).id(), first.id(), "it was built from this lock file");
+}
+
+#[test]
+fn another_flake_reference_is_noted_and_strictly_is_a_miss() {
+    let place = Place::new();
+    let store = place.store();
+    let (here, there) = (inputs("a").with_flake_ref("path:/here"), inputs("a").with_flake_ref("path:/there"));
+    let first = build(&store, "web", &here, "one");
+    let strict = BuildOptions::default().matching(Match::Strict);
+
+    let mut heard = Heard::default();
+    reused_with(&store, "web", &here, &strict, &mut heard);
+    assert_eq!(heard.notes, [], "the same reference is nothing to speak of");
+
+    let flake_ref = "path:/here".to_owned();
+    let note = |used| Note::FlakeRefDiffers {
+        template: id("web"),
+        revision: first.id().clone(),
+        flake_ref: flake_ref.clone(),
+        used,
+    };
+    let found = reused_with(&store, "web", &there, &BuildOptions::default(), &mut heard);
+    assert_eq!((found.id(), &heard.notes[..]), (first.id(), &[note(true)][..]));
+
+    let mut heard = Heard::default();
+    let draft = store.build_with(&id("web"), &there, &strict, &mut heard).unwrap();
+    assert!(matches!(draft, template_store::Build::Draft(_)));
+    assert_eq!(heard.notes, [note(false)]);
+    assert!(store.lookup_with(None, &there, Match::Strict, &mut ()).unwrap().is_none());
+    assert!(store.lookup(None, &there).unwrap().is_some());
+}
+
+#[test]
+fn a_build_finds_its_own_revision_without_the_index() {
+    let place = Place::new();
+    let store = place.store();
+    let first = build(&store, "web", &inputs("a"), "one");
+    build(&store, "web", &inputs("b"), "two");
+    fs::remove_dir_all(store.layout().keys()).unwrap();
+    assert!(store.lookup(None, &inputs("a")).unwrap().is_none(), "a look-up asks the index alone");
+    assert_eq!(reused(&store, "web", &inputs("a")).id(), first.id());
+    assert!(store.lookup(None, &inputs("a")).unwrap().is_some(), "the index has it again");
+    assert_clean(store.layout());
+}
+
+#[test]
+fn an_entry_of_the_index_that_is_damaged_costs_nothing_but_time() {
+    let place = Place::new();
+    let store = place.store();
+    let first = build(&store, "web", &inputs("a"), "one");
+    build(&store, "db", &inputs("b"), "two");
+    let entry = store.layout().key(&inputs("a").key());
+    for text in ["", "{", "[]", r#"{"key":"00","revisions":[]}"#] {
+        fs::write(&entry, text).unwrap();
+        assert_eq!(store.lookup(None, &inputs("a")).unwrap().expect("it is found").id(), first.id(), "{text}");
+        assert_eq!(reused(&store, "web", &inputs("a")).id(), first.id(), "{text}");
+    }
+    let stale = format!(r#"{{"key":"{}","revisions":[{{"template":"web","revision":"none"}}]}}"#, inputs("a").key());
+    fs::write(&entry, stale).unwrap();
+    assert_eq!(reused(&store, "web", &inputs("a")).id(), first.id(), "what it names may be gone");
+}
+
+/// `nix hash path` of a file: the SHA-256 of its archive, as SRI.
+fn nar_hash(bytes: &[u8]) -> String {
+    let mut nar = Vec::new();
+    for part in [&b"nix-archive-1"[..], b"(", b"type", b"regular", b"contents", bytes, b")"] {
+        nar.extend((part.len() as u64).to_le_bytes());
+        nar.extend(part);
+        nar.resize(nar.len().next_multiple_of(8), 0);
+    }
+    format!("sha256-{}", BASE64_STANDARD.encode(Sha256::digest(nar)))
+}
+
+/// Writes a revision as mvm 0.11 does.
+pub fn write_as_mvm(dir: &Utf8Path, lock_hash: &str) {
+    fs::create_dir_all(dir).unwrap();
+    image(dir, "mvm");
+    let record = json!({
+        "schema_version": 1, "revision_hash": dir.file_name(), "flake_ref": ".", "flake_lock_hash": lock_hash,
+        "artifact_paths": { "vmlinux": "vmlinux", "rootfs": "rootfs.ext4", "fc_base_config": "fc-base.json" },
+        "built_at": "2026-01-01T00:00:00Z", "profile": "minimal", "role": "worker",
+        "vcpus": 2, "mem_mib": 512, "data_disk_mib": 0, "snapshot": null,
+    });
+    fs::write(dir.join("revision.json"), record.to_string()).unwrap();
+}
+
+#[test]
+fn a_revision_with_the_lock_hash_in_the_spelling_of_mvm_is_a_hit() {
+    let place = Place::new();
+    let store = place.store();
+    create(&store, "web", 2, 512);
+    let lock = place.lock("a");
+    write_as_mvm(&store.layout().revision(&id("web"), &id("3c7f1e")), &nar_hash(&fs::read(&lock).unwrap()));
+    let from_lock = BuildInputs::from_flake_lock(&lock, "minimal", "worker").unwrap();
+
+    let found = reused(&store, "web", &from_lock);
+    assert_eq!(found.id().as_str(), "3c7f1e");
+    assert_eq!(store.current(&id("web")).unwrap().id().as_str(), "3c7f1e");
+    assert_eq!(store.lookup(None, &from_lock).unwrap().unwrap().id(), found.id(), "and the index knows it");
+    draft(&store, "web", &inputs("b")).abandon().unwrap();
+}
+
+#[test]
+fn a_reused_revision_is_made_current_only_if_asked() {
+    let place = Place::new();
+    let store = place.store();
+    let first = build(&store, "web", &inputs("a"), "one");
+    let second = build(&store, "web", &inputs("b"), "two");
+    let quietly = BuildOptions::default().publish(PublishOptions::default().activate(Activate::No));
+    assert_eq!(reused_with(&store, "web", &inputs("a"), &quietly, &mut ()).id(), first.id());
+    assert_eq!(store.current(&id("web")).unwrap().id(), second.id(), "it was not asked for");
+    reused(&store, "web", &inputs("a"));
+    assert_eq!(store.current(&id("web")).unwrap().id(), first.id());
+    let log: Vec<_> = store.history(&id("web")).unwrap().into_iter().map(|line| line.action).collect();
+    assert_eq!(log, [Action::Publish, Action::Publish, Action::Reuse]);
+}
+
+#[test]
+fn an_id_that_the_other_template_has_for_other_contents_gets_a_second_part() {
+    let place = Place::new();
+    let store = place.store();
+    let publish = |template: &str, inputs: &BuildInputs, label: &str| {
+        let draft = draft_with(&store, template, inputs, &BuildOptions::default().known(Known::BuildAgain));
+        image(draft.path(), label);
+        let options = template_store::SealOptions::default().revision(id::<template_store::RevisionId>("r1"));
+        draft.seal_with(&options, &mut ()).unwrap().publish().unwrap()
+    };
+    publish("web", &inputs("a"), "one");
+    let theirs = publish("db", &inputs("b"), "two");
+    let ours = reused(&store, "db", &inputs("a"));
+    let (base, more) = ours.id().as_str().split_once('+').expect("it says that it is another r1");
+    assert!(base == "r1" && more.len() == 12 && more.chars().all(|c| c.is_ascii_hexdigit()), "{:?}", ours.id());
+    assert_right(&ours);
+    assert_right(&theirs);
+    assert_eq!(reused(&store, "db", &inputs("a")).id(), ours.id(), "and it is found again");
+}
