@@ -36,9 +36,7 @@ pub(crate) enum Interned {
 /// The object that is there is read and compared: linking to bytes that rotted would throw good ones away.
 /// A crash leaves the file as it was, or linked; both have its bytes.
 pub(crate) fn intern(core: &Core, file: &Utf8Path, content: &Content, staging: &Utf8Path) -> Result<Interned> {
-    let shard = core.layout.object_shard(&content.blake3);
-    core.disk.ensure_dir(&shard)?;
-    let _shard = Flock::wait_for(&shard, Mode::Shared)?;
+    let _shard = lock_shard(core, &content.blake3)?;
     let object = core.layout.object(&content.blake3);
     loop {
         match core.disk.link(file, &object) {
@@ -50,6 +48,19 @@ pub(crate) fn intern(core: &Core, file: &Utf8Path, content: &Content, staging: &
         match join(core, file, &object, content, staging) {
             Err(crate::Error::Io(error)) if error.is_not_found() => {} // its name went meanwhile
             joined => return joined,
+        }
+    }
+}
+
+/// Keeps objects from being swept while they are linked to.
+fn lock_shard(core: &Core, digest: &Digest) -> Result<Flock> {
+    let shard = core.layout.object_shard(digest);
+    loop {
+        core.disk.ensure_dir(&shard)?;
+        match Flock::wait_for(&shard, Mode::Shared) {
+            // An empty one is removed, and may be so between the two.
+            Err(error) if error.is_not_found() => {}
+            locked => return Ok(locked?),
         }
     }
 }
@@ -104,7 +115,11 @@ pub(crate) fn release(core: &Core, digest: &Digest) -> Result<()> {
         Err(error) => return Err(error.into()),
     };
     match read::metadata_if_there(&object)? {
-        Some(metadata) if metadata.nlink() == 1 => Ok(core.disk.unlink(&object)?),
-        _ => Ok(()),
+        Some(metadata) if metadata.nlink() == 1 => core.disk.unlink(&object)?,
+        _ => return Ok(()),
+    }
+    match core.disk.rmdir(&shard) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        removed => Ok(removed?),
     }
 }

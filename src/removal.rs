@@ -99,8 +99,13 @@ fn digests(core: &Core, id: &TemplateId, revision: &RevisionId) -> Vec<Digest> {
 ///
 /// A crash leaves it whole where it was, or in the trash, from where a collection removes it.
 fn delete(core: &Core, dir: &Utf8Path) -> Result<()> {
-    core.disk.open_up(dir, &read::metadata(dir)?)?;
-    let trash = with_unique_name(&core.layout.trash(), "", |name| core.disk.rename_noreplace(dir, name))?;
+    let metadata = read::metadata(dir)?;
+    core.disk.open_up(dir, &metadata)?;
+    let moved = with_unique_name(&core.layout.trash(), "", |name| core.disk.rename_noreplace(dir, name));
+    if moved.is_err() {
+        core.disk.restore_mode(dir, &metadata);
+    }
+    let trash = moved?;
     core.disk.fsync_dir(parent_of(dir))?;
     Ok(core.disk.remove_tree(trash)?)
 }

@@ -75,7 +75,7 @@ pub(crate) fn exec(words: &[OsString]) -> ExitCode {
 pub(crate) fn supervise(command: &mut Command, started: impl FnOnce()) -> io::Result<Ended> {
     let watch = Watch::start()?;
     let mut child = command.spawn()?;
-    watch.child.store(child.id(), Ordering::SeqCst);
+    watch.started(child.id());
     started();
     let status = child.wait();
     watch.child.store(0, Ordering::SeqCst);
@@ -84,35 +84,47 @@ pub(crate) fn supervise(command: &mut Command, started: impl FnOnce()) -> io::Re
 }
 
 /// What the thread that gets this process's signals shares with the one that waits.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Watch {
-    /// The command's pid; 0 while none runs.
+    /// The command's pid; [`STARTING`], or 0 after it ended.
     child: AtomicU32,
     /// The last signal that was passed on; 0 if none was.
     asked: AtomicI32,
 }
+
+/// No pid: `i32::try_from` refuses it.
+const STARTING: u32 = u32::MAX;
 
 impl Watch {
     fn start() -> io::Result<Arc<Watch>> {
         let ignored = ignored_signals();
         let watched = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
         let mut signals = Signals::new(watched.into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0))?;
-        let watch = Arc::new(Watch::default());
+        let watch = Arc::new(Watch { child: AtomicU32::new(STARTING), asked: AtomicI32::new(0) });
         let shared = watch.clone();
         thread::spawn(move || signals.forever().for_each(|signal| shared.got(signal)));
         Ok(watch)
     }
 
-    fn got(&self, signal: i32) {
-        match i32::try_from(self.child.load(Ordering::SeqCst)).ok().and_then(Pid::from_raw) {
-            Some(child) => {
-                if !matches!(signal, SIGUSR1 | SIGUSR2) {
-                    self.asked.store(signal, Ordering::SeqCst);
-                }
-                pass_on(signal, child);
-            }
-            None => drop(signal_hook::low_level::emulate_default_handler(signal)),
+    /// The command runs; it gets what arrived before anybody knew its pid.
+    fn started(&self, child: u32) {
+        self.child.store(child, Ordering::SeqCst);
+        let asked = self.asked.load(Ordering::SeqCst);
+        if asked != 0 {
+            pass_on(asked, child);
         }
+    }
+
+    fn got(&self, signal: i32) {
+        if self.child.load(Ordering::SeqCst) == 0 {
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+            return;
+        }
+        // Noted first: whoever starts the command looks here after it has noted the pid.
+        if !matches!(signal, SIGUSR1 | SIGUSR2) {
+            self.asked.store(signal, Ordering::SeqCst);
+        }
+        pass_on(signal, self.child.load(Ordering::SeqCst));
     }
 }
 
@@ -123,12 +135,13 @@ fn ignored_signals() -> u64 {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-fn pass_on(signal: i32, child: Pid) {
+fn pass_on(signal: i32, child: u32) {
     // What is typed at a terminal goes to the whole group: the command has it already.
     if matches!(signal, SIGINT | SIGQUIT) && io::stdin().is_terminal() {
         return;
     }
-    if let Some(signal) = Signal::from_named_raw(signal) {
+    let child = i32::try_from(child).ok().and_then(Pid::from_raw);
+    if let (Some(child), Some(signal)) = (child, Signal::from_named_raw(signal)) {
         let _ = rustix::process::kill_process(child, signal);
     }
 }

@@ -37,6 +37,14 @@ impl Disk {
         if mode & 0o700 == 0o700 { Ok(()) } else { self.chmod(dir, mode | 0o700) }
     }
 
+    /// Gives a directory that was opened up its mode back, as far as that can be done.
+    pub fn restore_mode(&self, dir: impl AsRef<Path>, metadata: &Metadata) {
+        let mode = metadata.permissions().mode() & 0o7777;
+        if mode & 0o700 != 0o700 {
+            let _ = self.chmod(dir, mode);
+        }
+    }
+
     /// Opens up every directory below `dir`, so that a walk can read it and a rename can move it.
     pub fn open_up_tree(&self, dir: &Path) -> Result<()> {
         let metadata = fs::symlink_metadata(dir).at("read", &lossy(dir))?;

@@ -36,6 +36,7 @@ impl Disk {
     /// its name. Another name of the inode, and what is behind it, is never changed.
     /// A crash leaves the file or its sealed form under the name, and at most a part of a copy in `staging`.
     pub fn seal_file(&self, path: &Utf8Path, staging: &Utf8Path, advance: Advance) -> Result<SealedFile> {
+        self.make_readable(path)?;
         let file = read::open(path)?;
         let dropped = read::xattrs(&file, path)?;
         let in_place = match self.shut(&file, path, &dropped)? {
@@ -49,6 +50,13 @@ impl Disk {
                 Ok(SealedFile { digest, size, dropped, copied: Some(reason) })
             }
         }
+    }
+
+    /// A builder may leave a file that its own user may not read; one with another name is not changed.
+    fn make_readable(&self, path: &Utf8Path) -> Result<()> {
+        let metadata = read::metadata(path)?;
+        let ours = metadata.is_file() && metadata.uid() == read::user() && metadata.nlink() == 1;
+        if ours && metadata.mode() & 0o400 == 0 { self.chmod(path, 0o600) } else { Ok(()) }
     }
 
     /// Takes away the ways to write to a file; says why when there is one that can't be taken away.

@@ -100,20 +100,22 @@ fn a_draft_without_what_every_revision_has_is_refused() {
     assert_refused(&["is empty"], |dir| empty(dir) && fs::create_dir(dir.join("nothing")).is_ok());
 }
 
-/// A draft and a directory elsewhere, filled alike, both published: each way is looked at.
+/// A draft and directories elsewhere, filled alike, published each in a store of its own: each way is looked at.
 fn both_ways(fill: impl Fn(&Utf8Path), look: impl Fn(&Utf8Path, &[Note])) {
     let place = Place::new();
-    let store = place.store();
-    let mut heard = Heard::default();
+    let (store, mut heard) = (place.store(), Heard::default());
     let built = draft(&store, "built", &inputs("lock"));
     fill(built.path());
     let sealed = built.seal_with(&Default::default(), &mut heard).unwrap();
     let revision = sealed.publish().unwrap();
     assert_right(&revision);
     look(&revision.path(), &heard.notes);
+    assert_clean(store.layout());
 
     for (template, how) in [("copied", Import::Copy), ("moved", Import::Move)] {
-        let (files, mut heard) = (place.join(template), Heard::default());
+        let place = Place::new();
+        let (store, mut heard) = (place.store(), Heard::default());
+        let files = place.join("files");
         fs::create_dir(&files).unwrap();
         fill(&files);
         let untouched = listing(&files);
@@ -126,9 +128,9 @@ fn both_ways(fill: impl Fn(&Utf8Path), look: impl Fn(&Utf8Path, &[Note])) {
             Import::Copy => assert_eq!(listing(&files), untouched, "the files that were copied are as they were"),
             Import::Move => assert!(!files.exists(), "the directory was moved"),
         }
+        assert_clean(store.layout());
         make_removable(&files);
     }
-    assert_clean(store.layout());
 }
 
 fn make_removable(dir: &Utf8Path) {
