@@ -64,6 +64,7 @@ compile_error!("template-store works on Linux only: it is built on flock, F_SETL
 
 mod activation;
 mod build;
+mod change;
 mod claim;
 mod compare;
 mod core;
@@ -93,6 +94,7 @@ mod template;
 mod work;
 
 pub use build::Build;
+pub use change::Applied;
 pub use compare::Difference;
 pub use draft::Draft;
 pub use error::{Error, ErrorKind, PathError, Result};
@@ -114,7 +116,7 @@ pub use publish::Outcome;
 pub use removal::Removal;
 pub use revision::Revision;
 pub use sealed::{Published, Sealed};
-pub use store::{Applied, Store};
+pub use store::Store;
 
 /// Watching what a store does to the disk: for tests of crashes and failing disks.
 pub mod observe {
