@@ -1,6 +1,7 @@
 //! Removing revisions and templates: out of sight first, durably, then deleted.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use camino::Utf8Path;
 
@@ -9,7 +10,7 @@ use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::{Action, OBJECT_MIN_SIZE, RevisionRecord};
 use crate::fs::atomic::parent_of;
-use crate::fs::lock::{Flock, Mode, Patience};
+use crate::fs::lock::{BackOff, Flock, Mode, Patience};
 use crate::fs::{read, with_unique_name};
 use crate::id::{Digest, RevisionId, TemplateId};
 use crate::inventory;
@@ -60,12 +61,21 @@ pub(crate) fn remove_template(core: &Arc<Core>, id: &TemplateId, how: Removal) -
     release(core, &found)
 }
 
+/// Between fork and exec, the child of a process that starts programs has a copy of each lease. That is no use.
+const FORK_TIME: Duration = Duration::from_millis(50);
+
 /// Takes a revision from those who could use it.
 fn exclusive(core: &Core, id: &TemplateId, revision: &RevisionId, how: Removal) -> Result<Option<Flock>> {
-    let lease = Flock::take(&core.layout.revision(id, revision), Mode::Exclusive, Patience::None)?;
-    match (lease, how) {
-        (None, Removal::Unused) => Err(Error::InUse { template: id.clone(), revision: revision.clone() }),
-        (lease, _) => Ok(lease),
+    let mut pauses = BackOff::new(Some(FORK_TIME));
+    loop {
+        let lease = Flock::take(&core.layout.revision(id, revision), Mode::Exclusive, Patience::None)?;
+        match (lease, how) {
+            (None, Removal::Unused) if pauses.pause() => {}
+            (None, Removal::Unused) => {
+                return Err(Error::InUse { template: id.clone(), revision: revision.clone() });
+            }
+            (lease, _) => return Ok(lease),
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, ExitCode, ExitStatus};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use rustix::process::{Pid, Signal};
@@ -74,57 +74,57 @@ pub(crate) fn exec(words: &[OsString]) -> ExitCode {
 /// `started` is called when the command runs. Afterwards signals do what they always do.
 pub(crate) fn supervise(command: &mut Command, started: impl FnOnce()) -> io::Result<Ended> {
     let watch = Watch::start()?;
-    let mut child = command.spawn()?;
-    watch.started(child.id());
+    let mut child = watch.spawn(command)?;
     started();
     let status = child.wait();
-    watch.child.store(0, Ordering::SeqCst);
+    *watch.child() = None;
     let asked = watch.asked.load(Ordering::SeqCst);
     Ok(Ended { status: status?, asked_to_stop: (asked != 0).then_some(asked) })
 }
 
 /// What the thread that gets this process's signals shares with the one that waits.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Watch {
-    /// The command's pid; [`STARTING`], or 0 after it ended.
-    child: AtomicU32,
-    /// The last signal that was passed on; 0 if none was.
+    /// The command, while it runs.
+    child: Mutex<Option<Pid>>,
+    /// The last signal that asked it to stop; 0 if none did.
     asked: AtomicI32,
 }
-
-/// No pid: `i32::try_from` refuses it.
-const STARTING: u32 = u32::MAX;
 
 impl Watch {
     fn start() -> io::Result<Arc<Watch>> {
         let ignored = ignored_signals();
         let watched = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
         let mut signals = Signals::new(watched.into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0))?;
-        let watch = Arc::new(Watch { child: AtomicU32::new(STARTING), asked: AtomicI32::new(0) });
+        let watch = Arc::new(Watch::default());
         let shared = watch.clone();
         thread::spawn(move || signals.forever().for_each(|signal| shared.got(signal)));
         Ok(watch)
     }
 
-    /// The command runs; it gets what arrived before anybody knew its pid.
-    fn started(&self, child: u32) {
-        self.child.store(child, Ordering::SeqCst);
-        let asked = self.asked.load(Ordering::SeqCst);
-        if asked != 0 {
-            pass_on(asked, child);
-        }
+    fn child(&self) -> MutexGuard<'_, Option<Pid>> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the command. A signal that arrives meanwhile waits until it is known to whom it goes.
+    fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+        let mut slot = self.child();
+        let child = command.spawn()?;
+        *slot = Some(Pid::from_child(&child));
+        Ok(child)
     }
 
     fn got(&self, signal: i32) {
-        if self.child.load(Ordering::SeqCst) == 0 {
-            let _ = signal_hook::low_level::emulate_default_handler(signal);
-            return;
+        let child = self.child();
+        match *child {
+            Some(child) => {
+                if !matches!(signal, SIGUSR1 | SIGUSR2) {
+                    self.asked.store(signal, Ordering::SeqCst);
+                }
+                pass_on(signal, child);
+            }
+            None => drop(signal_hook::low_level::emulate_default_handler(signal)),
         }
-        // Noted first: whoever starts the command looks here after it has noted the pid.
-        if !matches!(signal, SIGUSR1 | SIGUSR2) {
-            self.asked.store(signal, Ordering::SeqCst);
-        }
-        pass_on(signal, self.child.load(Ordering::SeqCst));
     }
 }
 
@@ -135,13 +135,12 @@ fn ignored_signals() -> u64 {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-fn pass_on(signal: i32, child: u32) {
+fn pass_on(signal: i32, child: Pid) {
     // What is typed at a terminal goes to the whole group: the command has it already.
     if matches!(signal, SIGINT | SIGQUIT) && io::stdin().is_terminal() {
         return;
     }
-    let child = i32::try_from(child).ok().and_then(Pid::from_raw);
-    if let (Some(child), Some(signal)) = (child, Signal::from_named_raw(signal)) {
+    if let Some(signal) = Signal::from_named_raw(signal) {
         let _ = rustix::process::kill_process(child, signal);
     }
 }

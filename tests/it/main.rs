@@ -8,6 +8,7 @@ mod interning;
 mod oracle;
 mod output;
 mod powercut;
+mod process;
 mod program;
 mod publish;
 mod removal;
