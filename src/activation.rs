@@ -141,7 +141,15 @@ fn append(core: &Core, id: &TemplateId, before: &Current, line: &Activation) -> 
         Some(metadata) if metadata.len() > kept.len => core.disk.truncate(&path, kept.len)?,
         Some(_) => {}
     }
-    core.disk.append(&path, &line.to_line())?;
+    // Where the log was lost, or somebody else moved `current`, what it was is noted for a rollback.
+    let mut lines = Vec::new();
+    if let Some(unlogged) =
+        before.revision().filter(|&before| kept.entries.last().is_none_or(|last| last.revision != *before))
+    {
+        lines = Activation::new(unlogged.clone(), line.at, Action::Other).to_line();
+    }
+    lines.extend(line.to_line());
+    core.disk.append(&path, &lines)?;
     Ok(core.disk.fsync(&read::open(&path)?, &path)?)
 }
 

@@ -162,7 +162,7 @@ impl Store {
         action: Action,
     ) -> Result<Revision> {
         let revision = Revision::open(&self.core, &lock.id, revision)?;
-        revision.refuse_damage()?;
+        revision.check()?;
         // Whoever published it may have died before its name was durable.
         self.core.disk.fsync_dir(&self.core.layout.artifacts(&lock.id))?;
         activate_existing(&self.core, lock, &revision, &PublishOptions::default().expect(expect), action)?;

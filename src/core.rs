@@ -72,7 +72,15 @@ impl Core {
     /// A new private directory below `drafts/`, and the lock that says that somebody works in it.
     pub fn new_draft_dir(&self) -> Result<Flock> {
         loop {
-            let dir = with_unique_name(&self.layout.drafts(), "", |path| self.disk.mkdir(path, 0o700))?;
+            let drafts = self.layout.drafts();
+            let dir = match with_unique_name(&drafts, "", |path| self.disk.mkdir(path, 0o700)) {
+                // Somebody cleaned up too well.
+                Err(error) if error.is_not_found() => {
+                    self.disk.ensure_dir(&drafts)?;
+                    continue;
+                }
+                made => made?,
+            };
             // Between the two calls, a sweep may have taken the directory for one that nobody needs.
             match Flock::take(&dir, Mode::Shared, crate::fs::lock::Patience::None) {
                 Ok(Some(lock)) => return Ok(lock),

@@ -62,7 +62,7 @@ pub(crate) fn remove_template(core: &Arc<Core>, id: &TemplateId, how: Removal) -
 }
 
 /// Between fork and exec, the child of a process that starts programs has a copy of each lease. That is no use.
-const FORK_TIME: Duration = Duration::from_millis(50);
+const FORK_TIME: Duration = Duration::from_millis(500);
 
 /// Takes a revision from those who could use it.
 fn exclusive(core: &Core, id: &TemplateId, revision: &RevisionId, how: Removal) -> Result<Option<Flock>> {
@@ -88,7 +88,7 @@ fn step_back(core: &Arc<Core>, lock: &TemplateLock, revision: &RevisionId, how: 
     match activation::rollback_target(core, &lock.id) {
         Ok(earlier) => {
             let earlier = Revision::open(core, &lock.id, &earlier)?;
-            earlier.refuse_damage()?;
+            earlier.check()?;
             activation::activate(core, lock, earlier.id(), Action::Rollback)
         }
         Err(Error::NothingToRollBack { .. }) => {
@@ -111,6 +111,7 @@ fn digests(core: &Core, id: &TemplateId, revision: &RevisionId) -> Vec<Digest> {
 fn delete(core: &Core, dir: &Utf8Path) -> Result<()> {
     let metadata = read::metadata(dir)?;
     core.disk.open_up(dir, &metadata)?;
+    core.disk.ensure_dir(&core.layout.trash())?;
     let moved = with_unique_name(&core.layout.trash(), "", |name| core.disk.rename_noreplace(dir, name));
     if moved.is_err() {
         core.disk.restore_mode(dir, &metadata);

@@ -188,8 +188,25 @@ impl Revision {
         Ok(self.lease.still_named()?)
     }
 
-    /// An error if a file is not what was published, as far as its metadata tell.
-    pub(crate) fn refuse_damage(&self) -> Result<()> {
+    /// Whether all files are there with their sizes, modes and times; their bytes are not read.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] names the first file that is not as it was published.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// let revision = store.publish_dir(&"web".parse()?, &files)?;
+    /// revision.check()?;
+    /// std::fs::remove_file(revision.kernel()).unwrap();
+    /// assert!(revision.check().is_err());
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
+    pub fn check(&self) -> Result<()> {
         match self.first_damage()? {
             Some((path, problem)) => Err(Error::Damaged { path, problem: problem.to_owned() }),
             None => Ok(()),

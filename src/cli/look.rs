@@ -48,7 +48,7 @@ struct Summary {
 impl Summary {
     fn of(store: &Store, id: &TemplateId) -> Result<Summary> {
         let revisions = store.revisions(id)?.into_iter().map(|revision| {
-            let opened = store.revision(id, &revision);
+            let opened = store.revision(id, &revision).and_then(|opened| opened.check().map(|()| opened));
             (revision, opened)
         });
         let revisions = revisions.collect();
@@ -151,15 +151,18 @@ pub(crate) fn show(session: &Session, target: &Target) -> Result {
     let store = session.open()?;
     if target.revision.is_some() {
         let revision = revision(&store, target)?;
+        let problem = revision.check().err().map(|error| error.to_string());
         session.output.result(
             || {
                 let mut document = revision_json(&revision);
                 document["record"] = json!(revision.record());
+                document["problem"] = json!(problem);
                 document
             },
             || show_revision(&revision),
         );
-        return Ok(Status::Done);
+        problem.iter().for_each(|problem| session.output.note(problem));
+        return Ok(if problem.is_some() { Status::Damaged } else { Status::Done });
     }
     let summary = Summary::of(&store, &target.template)?;
     let problems = summary.problems();
@@ -238,7 +241,11 @@ fn artifact_path(revision: &Revision, name: &str) -> Result<Utf8PathBuf> {
         "initrd" => revision.initrd().ok_or_else(missing)?,
         _ => revision.artifact(&name.parse()?),
     };
-    if path.is_file() { Ok(path) } else { Err(missing()) }
+    if path.is_file() {
+        return Ok(path);
+    }
+    revision.check()?;
+    Err(missing())
 }
 
 pub(crate) fn history(session: &Session, id: &TemplateId) -> Result {

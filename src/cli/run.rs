@@ -20,6 +20,7 @@ pub(crate) fn revision(store: &Store, target: &Target) -> Result<Revision> {
 pub(crate) fn run(session: &Session, target: &Target, words: &[OsString]) -> Result {
     let store = session.open()?;
     let revision = revision(&store, target)?;
+    revision.check()?;
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).envs(environment(&revision));
     // The command has the lease as well: it is held as long as either of us lives.

@@ -18,7 +18,7 @@ pub enum Action {
     Activate,
     /// The one after it was undone.
     Rollback,
-    /// What a newer program calls otherwise.
+    /// Somebody else made it current, or a newer program that calls it otherwise.
     #[serde(other)]
     Other,
 }

@@ -27,10 +27,19 @@ impl Disk {
     /// A crash leaves the old file or the new one, and at most a stray file in `staging`.
     pub fn write_file(&self, staging: &Utf8Path, path: &Utf8Path, bytes: &[u8], lasting: Lasting) -> Result<()> {
         let mut file = None;
-        let staged = with_unique_name(staging, "file-", |name| {
-            file = Some(self.create(name, 0o666)?);
-            Ok(())
-        })?;
+        let mut create = || {
+            with_unique_name(staging, "file-", |name| {
+                file = Some(self.create(name, 0o666)?);
+                Ok(())
+            })
+        };
+        let staged = match create() {
+            Err(error) if error.is_not_found() => {
+                self.ensure_dir(staging)?;
+                create()?
+            }
+            created => created?,
+        };
         let file = file.expect("a name was found, so a file was made");
         let write = || {
             self.write(&file, &staged, bytes)?;

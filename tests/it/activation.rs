@@ -151,7 +151,8 @@ fn a_log_that_is_lost_is_begun_anew() {
     assert_eq!(current(&store), ids[1]);
     assert_eq!(log(&store), []);
     store.activate(&id("web"), &ids[0], Expect::Any).unwrap();
-    assert_eq!(log(&store), [(ids[0].clone(), Action::Activate)]);
+    assert_eq!(log(&store), [(ids[1].clone(), Action::Other), (ids[0].clone(), Action::Activate)]);
+    assert_eq!(store.rollback(&id("web")).unwrap().id(), &ids[1], "what was current is known again");
 }
 
 /// The label that is in every file of an image of these tests.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use template_store::Durability;
 
 use crate::interning::by_nobody;
-use crate::support::{Place, Ran, assert_right, id, is_dead, listing, names, script};
+use crate::support::{Place, Ran, assert_right, build, id, inputs, is_dead, listing, names, script};
 
 /// A place with a store that has one good revision of `good`.
 fn place_with_good() -> Place {
@@ -329,4 +329,29 @@ fn what_a_build_leaves_running_does_not_keep_the_program() {
     assert!(!is_dead(pid), "it is not the store's to end");
     let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+#[test]
+fn a_revision_that_lost_a_file_is_damage_and_not_run() {
+    let place = Place::new();
+    let revision = build(&place.store(), "web", &inputs("a"), "one");
+    fs::remove_file(revision.kernel()).unwrap();
+    for call in [&["show", "web"][..], &["show", &format!("web@{}", revision.id())], &["run", "web", "--", "true"]] {
+        place.run(call).with_code(4).says(&["vmlinux", "missing"]);
+    }
+    place.run(&["path", "web", "vmlinux"]).with_code(4).says(&["vmlinux", "missing"]);
+}
+
+#[test]
+fn directories_for_work_in_progress_are_made_again() {
+    let place = Place::new();
+    let store = place.store();
+    let revision = build(&store, "web", &inputs("a"), "one");
+    build(&store, "web", &inputs("b"), "two");
+    let (id, old) = (revision.template().clone(), revision.id().clone());
+    drop(revision);
+    fs::remove_dir(store.layout().drafts()).unwrap();
+    fs::remove_dir(store.layout().trash()).unwrap();
+    place.done_when_free(&["rm", &format!("{id}@{old}")]);
+    build(&store, "db", &inputs("c"), "three");
 }
