@@ -114,10 +114,22 @@ fn the_revision_is_held_by_what_the_command_leaves_behind() {
     place.done_when_free(&["rm", &old]);
 }
 
+/// Whether this process, and what it starts, ignores a signal.
+fn ignores(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    u64::from_str_radix(mask, 16).unwrap() >> (signal.as_raw() - 1) & 1 == 1
+}
+
 #[test]
 fn signals_are_passed_on() {
     let (place, old) = place_with_old();
     for (signal, name, code) in [(Signal::TERM, "TERM", 41), (Signal::HUP, "HUP", 42), (Signal::INT, "INT", 43)] {
+        // A shell has what it starts in the background ignore SIGINT, and so does the program then.
+        if ignores(signal) {
+            eprintln!("SIG{name} was not tried: whoever started this test ignores it");
+            continue;
+        }
         // `wait` ends when the signal arrives; what it waits for is ended by the trap.
         let script = format!("sleep 100 & trap \"kill $!; exit {code}\" {name}; echo ready; wait");
         let mut running = Running::start(&mut place.program(&["run", &old, "--", "sh", "-c", &script]));
