@@ -16,7 +16,7 @@ use crate::id::ArtifactPath;
 use crate::inputs::BuildInputs;
 use crate::layout::REVISION_JSON;
 use crate::open::resolved;
-use crate::options::{Import, PublishOptions, SealOptions};
+use crate::options::{Import, PublishOptions, SealOptions, setters};
 use crate::progress::{Progress, Stage};
 use crate::seal::{Survey, in_parallel};
 use crate::sealed::Published;
@@ -34,39 +34,17 @@ pub struct ImportOptions {
 }
 
 impl ImportOptions {
-    /// Whether the files are copied or moved.
-    #[must_use]
-    pub fn how(mut self, how: Import) -> Self {
-        self.how = how;
-        self
-    }
-
-    /// What they were made from; without it, no look-up will find them.
-    #[must_use]
-    pub fn inputs(mut self, inputs: impl Into<Option<BuildInputs>>) -> Self {
-        self.inputs = inputs.into();
-        self
-    }
-
-    /// The template's definition, if it is new.
-    #[must_use]
-    pub fn new_template(mut self, spec: impl Into<Option<TemplateSpec>>) -> Self {
-        self.new_template = spec.into();
-        self
-    }
-
-    /// The names of the artifacts, and the revision's id.
-    #[must_use]
-    pub fn seal(mut self, seal: SealOptions) -> Self {
-        self.seal = seal;
-        self
-    }
-
-    /// Whether it becomes current.
-    #[must_use]
-    pub fn publish(mut self, publish: PublishOptions) -> Self {
-        self.publish = publish;
-        self
+    setters! {
+        /// Whether the files are copied or moved.
+        how: Import,
+        /// What they were made from; without it, no look-up will find them.
+        inputs: Option<BuildInputs>,
+        /// The template's definition, if it is new.
+        new_template: Option<TemplateSpec>,
+        /// The names of the artifacts, and the revision's id.
+        seal: SealOptions,
+        /// Whether it becomes current.
+        publish: PublishOptions,
     }
 }
 

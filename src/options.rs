@@ -14,6 +14,8 @@ macro_rules! setters {
     };
 }
 
+pub(crate) use setters;
+
 /// Whether publishing moves `current`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Activate {

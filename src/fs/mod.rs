@@ -1,7 +1,8 @@
 //! The only door to the disk.
 //!
 //! [`Disk`] has one method for each change that the store can make; each tells the observer first. Reads are
-//! plain functions. Nothing outside this folder names `std::fs`, rustix, tempfile, fs2 or walkdir.
+//! plain functions. No other part of the library names `std::fs`, rustix, tempfile, fs2 or walkdir; the program's own
+//! code only reads.
 
 pub(crate) mod atomic;
 pub(crate) mod copy;
