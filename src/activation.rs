@@ -1,11 +1,12 @@
 //! `current` and its log.
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::{Action, Activation, ActivationLog};
-use crate::fs::read;
+use crate::fs::handle::Handle;
+use crate::fs::read::{self, Place};
 use crate::id::{RevisionId, TemplateId};
 use crate::layout::{ARTIFACTS, current_target, revision_of_target};
 use crate::options::Expect;
@@ -94,6 +95,28 @@ pub(crate) fn activate(core: &Core, lock: &TemplateLock, revision: &RevisionId, 
     unmark(core, id)
 }
 
+/// Gives `current` the text that resolves on disk, durably; it goes on naming the same revision, which is there.
+///
+/// A crash leaves the old text or the new one. Says whether there was anything to do.
+pub(crate) fn respell(core: &Core, lock: &TemplateLock, revision: &RevisionId) -> Result<bool> {
+    let id = &lock.id;
+    let target = current_target(revision);
+    ensure_alias(core, id)?;
+    if read::link_if_there(&core.layout.current(id))?.as_ref() == Some(&target) {
+        settle(core, id)?;
+        return Ok(false);
+    }
+    let now = Current::Revision(revision.clone());
+    // After a crash, the line may be there already.
+    if log(core, id, &now)?.entries.last().is_none_or(|last| last.revision != *revision) {
+        append(core, id, &now, &Activation::new(revision.clone(), core.now(), Action::Other))?;
+    }
+    mark(core, id)?;
+    core.disk.swap_link(&core.layout.template(id), "current", &target)?;
+    unmark(core, id)?;
+    Ok(true)
+}
+
 /// Whether the `current` that everybody sees is known to last.
 pub(crate) fn is_settled(core: &Core, id: &TemplateId) -> Result<bool> {
     Ok(!read::exists(&core.layout.activating(id))?)
@@ -123,13 +146,19 @@ fn unmark(core: &Core, id: &TemplateId) -> Result<()> {
 }
 
 /// `current` goes through the alias, so the alias is durable first. A directory that mvm made has none.
-fn ensure_alias(core: &Core, id: &TemplateId) -> Result<()> {
+///
+/// # Errors
+/// [`Error::AliasTaken`]: something else has its name.
+pub(crate) fn ensure_alias(core: &Core, id: &TemplateId) -> Result<()> {
     let alias = core.layout.alias(id);
-    if !read::exists(&alias)? {
-        core.disk.symlink(ARTIFACTS, &alias)?;
-        core.disk.fsync_dir(&core.layout.template(id))?;
+    match read::metadata_if_there(&alias)? {
+        None => {
+            core.disk.symlink(ARTIFACTS, &alias)?;
+            Ok(core.disk.fsync_dir(&core.layout.template(id))?)
+        }
+        Some(found) if found.is_symlink() && read::link_if_there(&alias)?.as_deref() == Some(ARTIFACTS) => Ok(()),
+        Some(_) => Err(Error::AliasTaken { path: alias }),
     }
-    Ok(())
 }
 
 /// Adds a line, after what a crash left behind is cut.
@@ -143,8 +172,10 @@ fn append(core: &Core, id: &TemplateId, before: &Current, line: &Activation) -> 
     }
     // Where the log was lost, or somebody else moved `current`, what it was is noted for a rollback.
     let mut lines = Vec::new();
-    if let Some(unlogged) =
-        before.revision().filter(|&before| kept.entries.last().is_none_or(|last| last.revision != *before))
+    if let Some(unlogged) = before
+        .revision()
+        .filter(|&before| *before != line.revision)
+        .filter(|&before| kept.entries.last().is_none_or(|last| last.revision != *before))
     {
         lines = Activation::new(unlogged.clone(), line.at, Action::Other).to_line();
     }
@@ -164,6 +195,24 @@ pub(crate) fn rollback_target(core: &Core, id: &TemplateId) -> Result<RevisionId
     let exists = |revision: &&&RevisionId| read::exists(&core.layout.revision_json(id, revision)).unwrap_or(false);
     let earlier = stack.iter().rev().filter(|&&revision| Some(revision) != now.revision()).find(exists);
     earlier.map(|&revision| revision.clone()).ok_or_else(|| Error::NothingToRollBack { template: id.clone() })
+}
+
+/// Whether `current` names nothing that is there.
+///
+/// A look at the link and one at the revision don't tell: between the two, `current` may be swapped and the revision
+/// removed, and both may come back. It dangles if one and the same link did, before and after.
+pub(crate) fn dangles(core: &Core, id: &TemplateId) -> Result<bool> {
+    let Some(link) = Handle::of(&core.layout.current(id))? else { return Ok(false) };
+    let resolves = match current(core, id)? {
+        Current::Unset => return Ok(false),
+        Current::Strange(_) => false,
+        Current::Revision(revision) => {
+            // Not through a link on the way: who lists the revisions does not go there either.
+            let below = Utf8Path::new(ARTIFACTS).join(revision.as_str());
+            matches!(read::place(&core.layout.template(id), &below)?, Place::At(found) if found.is_dir())
+        }
+    };
+    Ok(!resolves && link.still_named()?)
 }
 
 /// The error of a `current` that does not resolve.

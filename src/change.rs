@@ -45,14 +45,17 @@ impl Store {
     pub fn create(&self, spec: &TemplateSpec) -> Result<()> {
         let _change = self.core.begin_change()?;
         let id: TemplateId = check(spec)?;
-        if template::create(&self.core, &id, spec)? {
-            return Ok(());
+        loop {
+            if template::create(&self.core, &id, spec)? {
+                return Ok(());
+            }
+            // Somebody may have removed it between the two.
+            let Some(existing) = template::spec_if_there(&self.core, &id)? else { continue };
+            if existing.defines_the_same(spec) {
+                return Ok(());
+            }
+            return Err(Error::TemplateExists { difference: template::difference(&existing, spec), template: id });
         }
-        let existing = template::spec(&self.core, &id)?;
-        if existing.defines_the_same(spec) {
-            return Ok(());
-        }
-        Err(Error::TemplateExists { difference: template::difference(&existing, spec), template: id })
     }
 
     /// Makes a template, or gives it another definition. Its revisions stay as they are.

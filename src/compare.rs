@@ -1,5 +1,7 @@
 //! Which files two builds do not share, and where they differ.
 
+use std::collections::HashMap;
+
 use camino::Utf8Path;
 
 use crate::error::Result;
@@ -45,23 +47,31 @@ const MOST_RANGES: usize = 16;
 
 /// The first path that stands in one list only, or has other bytes in the other.
 pub(crate) fn first_difference<'a>(a: &'a [Content], b: &'a [Content]) -> Option<&'a ArtifactPath> {
-    let missing = |from: &'a [Content], to: &'a [Content]| from.iter().filter(|content| !to.contains(content));
-    missing(a, b).chain(missing(b, a)).map(|content| &content.path).min()
+    let missing = |from: &'a [Content], to: &HashMap<&ArtifactPath, &Content>| {
+        let missing = from.iter().filter(|content| to.get(&content.path) != Some(content));
+        missing.map(|content| &content.path).min()
+    };
+    missing(a, &by_path(b)).into_iter().chain(missing(b, &by_path(a))).min()
+}
+
+/// A list may be long.
+fn by_path(list: &[Content]) -> HashMap<&ArtifactPath, &Content> {
+    list.iter().map(|content| (&content.path, content)).collect()
 }
 
 /// All differences between two builds that lie in these directories, in the order of their paths.
 pub(crate) fn differences(old: (&Utf8Path, &[Content]), new: (&Utf8Path, &[Content])) -> Result<Vec<Difference>> {
-    let find = |list: &[Content], path: &ArtifactPath| list.iter().find(|content| content.path == *path).cloned();
+    let (before, after) = (by_path(old.1), by_path(new.1));
     let mut found = Vec::new();
     for content in old.1 {
         let path = content.path.clone();
-        match find(new.1, &path) {
+        match after.get(&path) {
             None => found.push(Difference::Removed { path }),
-            Some(other) if other == *content => {}
+            Some(other) if *other == content => {}
             Some(_) => found.push(changed(path, old.0, new.0)?),
         }
     }
-    let added = new.1.iter().filter(|content| find(old.1, &content.path).is_none());
+    let added = new.1.iter().filter(|content| !before.contains_key(&content.path));
     found.extend(added.map(|content| Difference::Added { path: content.path.clone() }));
     found.sort_by(|a, b| a.path().cmp(b.path()));
     Ok(found)

@@ -89,8 +89,8 @@ impl Draft {
     /// }
     /// # Ok::<(), template_store::Error>(())
     /// ```
-    pub fn seal_with(self, options: &SealOptions, progress: &mut dyn Progress) -> Result<Sealed> {
-        match seal::seal(&self.work, options, progress) {
+    pub fn seal_with(mut self, options: &SealOptions, progress: &mut dyn Progress) -> Result<Sealed> {
+        match seal::seal(&mut self.work, options, progress) {
             Ok(files) => Ok(Sealed::new(self.work, options, files)),
             Err(error) => {
                 let _ = self.fail(error.to_string());

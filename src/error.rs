@@ -1,63 +1,16 @@
 //! What can go wrong, said with the path and the next step.
 
-use std::io;
+mod path;
+
 use std::time::Duration;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8PathBuf;
 
 use crate::format::{Attempt, Durability, FormatError};
-use crate::id::{InvalidName, RevisionId, TemplateId};
+use crate::id::{DriveId, InvalidName, RevisionId, TemplateId};
 
-/// A call to the system that failed, and what it was about.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {doing} {path}: {source}{}", advice(source))]
-pub struct PathError {
-    /// What was tried, as a verb: `open`, `rename`, …
-    pub doing: &'static str,
-    /// The file or directory.
-    pub path: Utf8PathBuf,
-    /// The system's answer.
-    pub source: io::Error,
-}
-
-fn advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "; free space on its file system, or remove revisions with `template-store rm`, and try again"
-        }
-        io::ErrorKind::ReadOnlyFilesystem => {
-            "; the store can be read, but nothing can be changed until it is mounted writable"
-        }
-        io::ErrorKind::PermissionDenied => "; run as the owner of the store, or give this user access",
-        io::ErrorKind::CrossesDevices => "; both must be on one file system",
-        _ => "",
-    }
-}
-
-/// Adds to an error of the system what it was about.
-pub(crate) trait At<T> {
-    fn at(self, doing: &'static str, path: &Utf8Path) -> Result<T, PathError>;
-}
-
-impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
-    fn at(self, doing: &'static str, path: &Utf8Path) -> Result<T, PathError> {
-        self.map_err(|error| PathError { doing, path: path.to_owned(), source: error.into() })
-    }
-}
-
-impl PathError {
-    pub(crate) fn kind(&self) -> io::ErrorKind {
-        self.source.kind()
-    }
-
-    pub(crate) fn is_not_found(&self) -> bool {
-        matches!(self.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-    }
-
-    pub(crate) fn errno(&self) -> Option<i32> {
-        self.source.raw_os_error()
-    }
-}
+pub(crate) use path::At;
+pub use path::PathError;
 
 /// What a caller can do about an [`Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,12 +58,34 @@ pub enum Error {
         /// The directory.
         path: Utf8PathBuf,
     },
+    /// What should hold the store's own things is a link or a file.
+    #[error(
+        "{path} is not a directory, so nothing is read or changed here; remove it, and `template-store adopt` makes a store again of the templates beside it"
+    )]
+    PrivateSwapped {
+        /// `.store`.
+        path: Utf8PathBuf,
+    },
     /// A data directory of mvm.
     #[error(
         "{path} is a data directory of mvm that was not adopted: it can be read, not changed; take it over with `template-store adopt {path}`, or name another store"
     )]
     NotAdopted {
         /// The directory.
+        path: Utf8PathBuf,
+    },
+    /// A directory that was to be adopted, and that mvm did not make.
+    #[error(
+        "{path} is not a data directory of mvm: it has no templates/ with a template in it; name the directory that holds templates/, or make a store with `template-store init`"
+    )]
+    NotMvm {
+        /// The directory.
+        path: Utf8PathBuf,
+    },
+    /// The name of the link that makes `current` resolve has something else.
+    #[error("{path} is not the link to `artifacts` through which `current` resolves; move it away, and try again")]
+    AliasTaken {
+        /// Where the link would be.
         path: Utf8PathBuf,
     },
     /// A file system on which locks of other hosts do not count.
@@ -259,6 +234,32 @@ pub enum Error {
         /// The revision.
         revision: RevisionId,
     },
+    /// A pin keeps the revision.
+    #[error("revision {revision} of template {template} is pinned as {pin}; `template-store unpin {pin}` lets it go")]
+    Pinned {
+        /// The template.
+        template: TemplateId,
+        /// The revision.
+        revision: RevisionId,
+        /// The pin's name.
+        pin: String,
+    },
+    /// The pin's name is taken.
+    #[error("there is a pin {pin} already, for {template}@{revision}; unpin it first, or choose another name")]
+    PinExists {
+        /// The pin's name.
+        pin: String,
+        /// The template that it names.
+        template: TemplateId,
+        /// The revision that it names.
+        revision: RevisionId,
+    },
+    /// There is no such pin.
+    #[error("there is no pin {pin}; `template-store pins` lists those that exist")]
+    PinNotFound {
+        /// The name.
+        pin: String,
+    },
     /// The revision is current.
     #[error("revision {revision} is current in template {template}; activate another first{advice}")]
     IsCurrent {
@@ -281,6 +282,108 @@ pub enum Error {
         /// Bytes that are free.
         available: u64,
     },
+    /// There is something where an instance was to be made.
+    #[error(
+        "{path} exists already; name a directory that does not, or remove it first, if it is an instance with `template-store instance rm {path}`"
+    )]
+    DestinationTaken {
+        /// The path.
+        path: Utf8PathBuf,
+    },
+    /// An instance can't be made there.
+    #[error("{path} {problem}")]
+    BadDestination {
+        /// The path.
+        path: Utf8PathBuf,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// A revision from which an instance can't be made.
+    #[error("no instance can be made of {template}@{revision}: {problem}")]
+    BadForInstance {
+        /// Its template.
+        template: TemplateId,
+        /// The revision.
+        revision: RevisionId,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// A file was to share its blocks with the store's, and can't.
+    #[error("{path} can't be a clone of the store's file: {reason}; without --require-reflink it is copied")]
+    CannotClone {
+        /// The file.
+        path: Utf8PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// There is no instance.
+    #[error("there is nothing at {path}; `template-store instance list` shows the instances that there are")]
+    InstanceNotFound {
+        /// Where it was looked for.
+        path: Utf8PathBuf,
+    },
+    /// A directory that was to be an instance of this store.
+    #[error("{path} is not an instance of this store: {problem}; `template-store instance list` shows those that are")]
+    NotAnInstance {
+        /// The directory.
+        path: Utf8PathBuf,
+        /// Why.
+        problem: String,
+    },
+    /// Somebody has a disk of an instance open for writing.
+    #[error("{path} is open for writing: a VM uses its instance; stop it first, or insist with --force")]
+    InstanceInUse {
+        /// The disk.
+        path: Utf8PathBuf,
+    },
+    /// This user may not give files away.
+    #[error("only root can give files to user {uid} and group {gid}; run as root, or leave --owner out")]
+    CannotGive {
+        /// The user.
+        uid: u32,
+        /// The group.
+        gid: u32,
+    },
+    /// A snapshot without the state of a disk that its VM writes to.
+    #[error(
+        "the snapshot of {template}@{revision} lacks the writable drive {drive}: memory and disks must be of one moment; give its file as of the pause (--drive {drive}=FILE)"
+    )]
+    SnapshotLacksDrive {
+        /// The template.
+        template: TemplateId,
+        /// The revision.
+        revision: RevisionId,
+        /// The drive.
+        drive: DriveId,
+    },
+    /// A file that can't be a part of a snapshot.
+    #[error("{path} {problem}")]
+    BadSnapshot {
+        /// The file.
+        path: Utf8PathBuf,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// The revision has no snapshot that this store knows.
+    #[error(
+        "revision {revision} of template {template} has no snapshot; `template-store snapshot attach` attaches one"
+    )]
+    NoSnapshot {
+        /// The template.
+        template: TemplateId,
+        /// The revision.
+        revision: RevisionId,
+    },
+    /// What a snapshot's own document says can't be understood.
+    #[error(
+        "{path} is damaged: {problem}; `template-store verify --repair` moves the snapshot aside, and `template-store snapshot attach` attaches a new one"
+    )]
+    SnapshotDamaged {
+        /// The document.
+        path: Utf8PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A file of a revision is not what was published.
     #[error(
         "{path} is damaged: {problem}; publish the same contents again, or remove the revision with `template-store rm`"
@@ -290,6 +393,14 @@ pub enum Error {
         path: Utf8PathBuf,
         /// What is wrong with it.
         problem: String,
+    },
+    /// Something else is where a directory of the store should be.
+    #[error(
+        "{path} is not a directory: nothing is changed through it; `template-store verify --repair` moves it aside"
+    )]
+    Misplaced {
+        /// The path.
+        path: Utf8PathBuf,
     },
     /// The thing that was being worked on disappeared.
     #[error("{path} was removed while it was being written")]
@@ -316,12 +427,20 @@ impl Error {
             | Error::TemplateNotFound { .. }
             | Error::RevisionNotFound { .. }
             | Error::NoCurrent { .. }
+            | Error::PinNotFound { .. }
+            | Error::NoSnapshot { .. }
+            | Error::InstanceNotFound { .. }
             | Error::NothingToRollBack { .. } => ErrorKind::NotFound,
-            Error::Damaged { .. } | Error::DanglingCurrent { .. } => ErrorKind::Damaged,
+            Error::Damaged { .. }
+            | Error::SnapshotDamaged { .. }
+            | Error::DanglingCurrent { .. }
+            | Error::Misplaced { .. }
+            | Error::PrivateSwapped { .. } => ErrorKind::Damaged,
             Error::Format { source: FormatError::Invalid { what, .. }, .. } if STORED.contains(what) => {
                 ErrorKind::Damaged
             }
             Error::NotAdopted { .. }
+            | Error::AliasTaken { .. }
             | Error::DurabilityFixed { .. }
             | Error::NetworkFileSystem { .. }
             | Error::TemplateExists { .. }
@@ -330,6 +449,14 @@ impl Error {
             | Error::AlreadyBuilding { .. }
             | Error::CurrentMoved { .. }
             | Error::InUse { .. }
+            | Error::SnapshotLacksDrive { .. }
+            | Error::BadSnapshot { .. }
+            | Error::DestinationTaken { .. }
+            | Error::CannotClone { .. }
+            | Error::NotAnInstance { .. }
+            | Error::InstanceInUse { .. }
+            | Error::Pinned { .. }
+            | Error::PinExists { .. }
             | Error::IsCurrent { .. } => ErrorKind::Refused,
             _ => ErrorKind::Failed,
         }
@@ -337,7 +464,7 @@ impl Error {
 }
 
 /// Documents that the store wrote itself: one that can't be read is damage, not a mistake of the caller.
-const STORED: [&str; 3] = ["template.json", "revision.json", "format.json"];
+const STORED: [&str; 4] = ["template.json", "revision.json", "format.json", "pin"];
 
 /// The result of the store's operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -82,16 +82,26 @@ fn make_parents(core: &Core, path: &Utf8Path, content: &Content) -> Result<(), P
 }
 
 /// Replaces a file by a link to `good`, or by a copy where no link can be; durable when this returns.
-fn replace(core: &Core, good: &Utf8Path, path: &Utf8Path, staging: &Utf8Path) -> Result<(), PathError> {
+pub(crate) fn replace(core: &Core, good: &Utf8Path, path: &Utf8Path, staging: &Utf8Path) -> Result<(), PathError> {
     match core.disk.replace_by_link(staging, good, path) {
-        Err(error) if needs_copy(error.kind()) => {
-            let source = read::open(good)?;
-            let copy = with_unique_name(staging, ".heal-", |name| {
-                core.disk.copy_sealed((&source, good), name, &|_| ()).map(drop)
-            })?;
-            core.disk.rename(&copy, path)?;
+        Err(error) if needs_copy(error.kind()) => replace_by_copy(core, good, path, staging),
+        replaced => {
+            replaced?;
+            core.disk.fsync_dir(parent_of(path))
         }
-        replaced => replaced?,
     }
+}
+
+/// Replaces a file by a sealed copy of `good`, which may be the file itself; durable when this returns.
+pub(crate) fn replace_by_copy(
+    core: &Core,
+    good: &Utf8Path,
+    path: &Utf8Path,
+    staging: &Utf8Path,
+) -> Result<(), PathError> {
+    let source = read::open(good)?;
+    let copy =
+        with_unique_name(staging, ".heal-", |name| core.disk.copy_sealed((&source, good), name, &|_| ()).map(drop))?;
+    core.disk.rename(&copy, path)?;
     core.disk.fsync_dir(parent_of(path))
 }

@@ -7,6 +7,8 @@ use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::layout::SNAPSHOT;
+
 /// A value from outside that is not what it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{value:?} is not a valid {kind}: {problem}; {rule}")]
@@ -168,6 +170,40 @@ name! {
 }
 
 name! {
+    /// The name of a pin: a file below `.store/pins/`.
+    ///
+    /// - 1 to 128 characters of `A-Z a-z 0-9 . _ + -`
+    /// - does not start with `.` or `-`
+    ///
+    /// ```
+    /// use template_store::PinName;
+    ///
+    /// assert!("release-2026.11".parse::<PinName>().is_ok());
+    /// for bad in ["", ".hidden", "-x", "a/b"] {
+    ///     assert!(bad.parse::<PinName>().is_err(), "{bad}");
+    /// }
+    /// ```
+    PinName, "pin name", "use 1 to 128 of A-Z a-z 0-9 . _ + -, not starting with . or -", check_pin_name
+}
+
+name! {
+    /// The name of a drive of a VM, as Firecracker has it (`drive_id`): a file below `snapshot/drives/`.
+    ///
+    /// - 1 to 64 characters of `A-Z a-z 0-9 . _ -`
+    /// - does not start with `.` or `-`
+    ///
+    /// ```
+    /// use template_store::DriveId;
+    ///
+    /// assert!("rootfs".parse::<DriveId>().is_ok());
+    /// for bad in ["", "..", "-x", "a/b", "a=b"] {
+    ///     assert!(bad.parse::<DriveId>().is_err(), "{bad}");
+    /// }
+    /// ```
+    DriveId, "drive id", "use 1 to 64 of A-Z a-z 0-9 . _ -, not starting with . or -", check_drive_id
+}
+
+name! {
     /// The path of an artifact below its revision's directory.
     ///
     /// - relative, `/` between its parts, none of them empty, `.` or `..`
@@ -190,6 +226,17 @@ impl ArtifactPath {
     pub fn as_path(&self) -> &Utf8Path {
         Utf8Path::new(&self.0)
     }
+
+    /// The path, below the revision's directory, of a file that has this one below `snapshot/`. No caller can name it so:
+    /// the store looks at the files of a snapshot as it does at artifacts.
+    pub(crate) fn in_snapshot(&self) -> ArtifactPath {
+        ArtifactPath(format!("{SNAPSHOT}/{}", self.0))
+    }
+
+    /// Whether it is that of a file of a snapshot.
+    pub(crate) fn is_in_snapshot(&self) -> bool {
+        self.as_path().starts_with(SNAPSHOT)
+    }
 }
 
 fn check_template_id(text: &str) -> Result<(), String> {
@@ -197,9 +244,18 @@ fn check_template_id(text: &str) -> Result<(), String> {
     check_first(text, &['-', '_'])
 }
 
-fn check_revision_id(text: &str) -> Result<(), String> {
+fn check_pin_name(text: &str) -> Result<(), String> {
     check_alphabet(text, 128, |c| c.is_ascii_alphanumeric() || "._+-".contains(c))?;
-    check_first(text, &['.', '-'])?;
+    check_first(text, &['.', '-'])
+}
+
+fn check_drive_id(text: &str) -> Result<(), String> {
+    check_alphabet(text, 64, |c| c.is_ascii_alphanumeric() || "._-".contains(c))?;
+    check_first(text, &['.', '-'])
+}
+
+fn check_revision_id(text: &str) -> Result<(), String> {
+    check_pin_name(text)?;
     if text == "revisions" { Err("it is reserved".into()) } else { Ok(()) }
 }
 

@@ -11,7 +11,9 @@ use crate::draft::Draft;
 use crate::error::{At, Error, Result};
 use crate::format::{Content, RevisionRecord, TemplateSpec};
 use crate::fs::lock::{Flock, Mode, Patience};
+use crate::fs::reach;
 use crate::fs::read::{self, FileId};
+use crate::fs::walk::Entry;
 use crate::id::ArtifactPath;
 use crate::inputs::BuildInputs;
 use crate::layout::REVISION_JSON;
@@ -65,12 +67,18 @@ pub(crate) fn publish_dir(
 
 /// The directory, which must not be a part of the store, nor the store a part of it.
 fn outside(core: &Core, dir: &Utf8Path, how: Import) -> Result<Utf8PathBuf> {
-    let found = read::canonical(dir)?;
+    let found = match (how, dir.parent(), dir.file_name()) {
+        // What is moved is what has the name, so that is not followed.
+        (Import::Move, Some(parent), Some(name)) if parent != "" => reach::trusted(parent)?.join(name),
+        (Import::Move, _, Some(name)) => reach::trusted(Utf8Path::new("."))?.join(name),
+        _ => reach::trusted(dir)?,
+    };
     let refuse = |problem: &str| Err(Error::BadDraft { path: dir.to_owned(), problem: problem.to_owned() });
-    if how == Import::Move && read::metadata(dir)?.is_symlink() {
+    let metadata = read::metadata(&found)?;
+    if metadata.is_symlink() {
         return refuse("is a symbolic link; name the directory that is to be moved, or publish it without moving it");
     }
-    if !read::metadata(&found)?.is_dir() {
+    if !metadata.is_dir() {
         return refuse("is not a directory; name the directory that holds the artifacts");
     }
     let store = resolved(core.layout.root());
@@ -97,7 +105,7 @@ fn copied(
     }
     let target = work.path().to_owned();
     let contents = in_parallel(Stage::Copying, survey.bytes(), progress, |advance| {
-        let copy = |(path, entry): &(ArtifactPath, read::Entry)| -> Result<Content> {
+        let copy = |(path, entry): &(ArtifactPath, Entry)| -> Result<Content> {
             let source = read::open(&entry.path)?;
             let to = target.join(path.as_path());
             let (digest, size) = core.disk.copy_sealed((&source, &entry.path), &to, advance)?;

@@ -9,8 +9,9 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
-use crate::format::{MadeFrom, RevisionRecord};
+use crate::format::{MOST_PARTS, MadeFrom, RevisionRecord, check_parts};
 use crate::fs::copy::hash;
+use crate::fs::walk::sources;
 use crate::fs::{read, utf8};
 use crate::id::{CacheKey, Digest, FlakeLockHash, Profile, Role};
 
@@ -113,12 +114,21 @@ impl BuildInputs {
 
     /// Whether a revision was made from these.
     pub(crate) fn made(&self, record: &RevisionRecord) -> Made {
-        let mut same_key = record.made_from().filter(|made| self.keys().any(|key| key == made.key())).peekable();
-        if same_key.peek().is_none() {
-            return Made::Others;
+        match () {
+            () if record.made_from().any(|made| self.fit(&made)) => Made::These,
+            () if record.made_from().any(|made| self.have_key_of(&made)) => Made::OtherSources,
+            () => Made::Others,
         }
-        let differ = |made: &MadeFrom| matches!((made.source_hash, self.source_hash), (Some(a), Some(b)) if a != b);
-        if same_key.all(|made| differ(&made)) { Made::OtherSources } else { Made::These }
+    }
+
+    /// Whether these are the inputs that something was made from, as far as both sides know their sources.
+    pub(crate) fn fit(&self, made: &MadeFrom) -> bool {
+        let differ = matches!((made.source_hash, self.source_hash), (Some(a), Some(b)) if a != b);
+        self.have_key_of(made) && !differ
+    }
+
+    fn have_key_of(&self, made: &MadeFrom) -> bool {
+        self.keys().any(|key| key == made.key())
     }
 
     /// The hash of the lock file.
@@ -156,7 +166,8 @@ pub(crate) enum Made {
     Others,
 }
 
-fn check_flake_lock(bytes: &[u8]) -> Result<(), String> {
+pub(crate) fn check_flake_lock(bytes: &[u8]) -> Result<(), String> {
+    check_parts("flake.lock", bytes, MOST_PARTS).map_err(|error| error.to_string())?;
     let lock: Value = serde_json::from_slice(bytes).map_err(|error| format!("it is not JSON ({error})"))?;
     if !lock.get("version").is_some_and(Value::is_u64) {
         return Err("it has no `version`".into());
@@ -193,7 +204,7 @@ fn tree_digest(dir: &Utf8Path) -> Result<Digest> {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     };
-    for entry in read::walk(dir)? {
+    for entry in sources(&read::canonical(dir)?)? {
         if entry.relative.components().any(|part| part.as_str() == ".git") {
             continue;
         }

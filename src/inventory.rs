@@ -21,22 +21,12 @@ pub(crate) fn exists(core: &Core, id: &TemplateId) -> Result<bool> {
 
 /// The ids of all templates; what else lies in `templates/` is not ours.
 pub(crate) fn templates(core: &Core) -> Result<Vec<TemplateId>> {
-    let mut ids = Vec::new();
-    for id in read::names(&core.layout.templates())?.iter().filter_map(|name| name.parse().ok()) {
-        if exists(core, &id)? {
-            ids.push(id);
-        }
-    }
-    Ok(ids)
+    let found = read::list(&core.layout.templates())?;
+    Ok(found.iter().filter(|entry| entry.is_dir).filter_map(|entry| entry.name.parse().ok()).collect())
 }
 
 /// The ids of all revisions of a template.
 pub(crate) fn revisions_of(core: &Core, template: &TemplateId) -> Result<Vec<RevisionId>> {
-    let mut ids = Vec::new();
-    for id in read::names(&core.layout.artifacts(template))?.iter().filter_map(|name| name.parse().ok()) {
-        if read::metadata_if_there(&core.layout.revision(template, &id))?.is_some_and(|metadata| metadata.is_dir()) {
-            ids.push(id);
-        }
-    }
-    Ok(ids)
+    let found = read::list(&core.layout.artifacts(template))?;
+    Ok(found.iter().filter(|entry| entry.is_dir).filter_map(|entry| entry.name.parse().ok()).collect())
 }

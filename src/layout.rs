@@ -1,8 +1,8 @@
 //! Where everything is in a store.
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::{Utf8Component, Utf8Path, Utf8PathBuf};
 
-use crate::id::{ArtifactPath, CacheKey, Digest, RevisionId, TemplateId};
+use crate::id::{ArtifactPath, CacheKey, Digest, PinName, RevisionId, TemplateId};
 
 /// Every path of a store, from its root; pure.
 ///
@@ -67,7 +67,7 @@ impl Layout {
 
     /// `templates/<id>/artifacts/<revision>/snapshot/`
     pub fn snapshot(&self, id: &TemplateId, revision: &RevisionId) -> Utf8PathBuf {
-        self.revision(id, revision).join("snapshot")
+        self.revision(id, revision).join(SNAPSHOT)
     }
 
     /// `templates/<id>/revisions`, the alias that makes `current` resolve.
@@ -93,6 +93,11 @@ impl Layout {
     /// `.store/`
     pub fn private(&self) -> Utf8PathBuf {
         self.root.join(".store")
+    }
+
+    /// `.store/adopting`: there from before the first change to an mvm directory until it is a store.
+    pub fn adopting(&self) -> Utf8PathBuf {
+        self.private().join("adopting")
     }
 
     /// `.store/format.json`
@@ -141,9 +146,68 @@ impl Layout {
         self.private().join("pins")
     }
 
+    /// `.store/pins/<name>.json`
+    pub fn pin(&self, name: &PinName) -> Utf8PathBuf {
+        self.pins().join(format!("{name}.json"))
+    }
+
     /// `.store/leases/`
     pub fn leases(&self) -> Utf8PathBuf {
         self.private().join("leases")
+    }
+
+    /// `.store/leases/<template>@<revision>/`: notes of the processes that use the revision.
+    pub fn leases_of(&self, id: &TemplateId, revision: &RevisionId) -> Utf8PathBuf {
+        self.leases().join(format!("{id}@{revision}"))
+    }
+
+    /// `.store/instances/`
+    pub fn instances(&self) -> Utf8PathBuf {
+        self.private().join(INSTANCES)
+    }
+
+    /// `.store/instances/<32 hex>`: a link whose text is the way from there to the directory of an instance; its name
+    /// follows from the text.
+    pub fn instance(&self, dir: &Utf8Path) -> Utf8PathBuf {
+        self.instances().join(&Digest::of(self.way_to(dir).as_str().as_bytes()).to_hex()[..32])
+    }
+
+    /// The text of the link to an instance: both may be mounted elsewhere the next time, so it says no more than the way.
+    pub(crate) fn way_to(&self, instance: &Utf8Path) -> Utf8PathBuf {
+        let from = self.instances();
+        let (mut there, mut here) = (instance.components().peekable(), from.components().peekable());
+        while here.peek().is_some() && here.peek() == there.peek() {
+            here.next();
+            there.next();
+        }
+        here.map(|_| Utf8Component::ParentDir).chain(there).collect()
+    }
+
+    /// Where the text of a link to an instance leads.
+    pub(crate) fn instance_at(&self, way: &Utf8Path) -> Utf8PathBuf {
+        let mut at = self.instances();
+        for part in way.components() {
+            match part {
+                Utf8Component::ParentDir => drop(at.pop()),
+                part => at.push(part),
+            }
+        }
+        at
+    }
+
+    /// `.store/damaged/`
+    pub fn damaged(&self) -> Utf8PathBuf {
+        self.private().join("damaged")
+    }
+
+    /// `.store/damaged/<template>@<revision>.json`: says that the revision is damaged, and must not be offered.
+    pub fn damage_mark(&self, id: &TemplateId, revision: &RevisionId) -> Utf8PathBuf {
+        self.damaged().join(format!("{id}@{revision}.json"))
+    }
+
+    /// `.store/config.toml`
+    pub fn config(&self) -> Utf8PathBuf {
+        self.private().join("config.toml")
     }
 
     /// `.store/locks/`
@@ -156,14 +220,23 @@ impl Layout {
         self.locks().join(key.to_hex())
     }
 
+    /// `.store/repairing`: there while a repair is not known to be durable.
+    pub fn repairing(&self) -> Utf8PathBuf {
+        self.private().join(REPAIRING)
+    }
+
     /// `.store/reserve`: blocks that are given up when the disk is full.
     pub fn reserve(&self) -> Utf8PathBuf {
         self.private().join("reserve")
     }
 }
 
+pub(crate) const INSTANCES: &str = "instances";
+pub(crate) const REPAIRING: &str = "repairing";
 pub(crate) const TEMPLATE_JSON: &str = "template.json";
 pub(crate) const REVISION_JSON: &str = "revision.json";
+pub(crate) const SNAPSHOT: &str = "snapshot";
+pub(crate) const SNAPSHOT_JSON: &str = "snapshot.json";
 pub(crate) const ARTIFACTS: &str = "artifacts";
 pub(crate) const ALIAS: &str = "revisions";
 pub(crate) const ACTIVATIONS: &str = "activations.jsonl";
@@ -185,6 +258,24 @@ pub(crate) fn revision_of_target(target: &str) -> Option<RevisionId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_to_an_instance_says_the_way() {
+        let layout = Layout::new("/data/store");
+        for (place, way) in [
+            ("/data/vms/1", "../../../vms/1"),
+            ("/vms/1", "../../../../vms/1"),
+            ("/data/store2/x", "../../../store2/x"),
+        ] {
+            assert_eq!(layout.way_to(Utf8Path::new(place)), way);
+            assert_eq!(layout.instance_at(Utf8Path::new(way)), place);
+        }
+        let moved = Layout::new("/mnt/store");
+        assert_eq!(
+            layout.instance(Utf8Path::new("/data/vms/1")).file_name(),
+            moved.instance(Utf8Path::new("/mnt/vms/1")).file_name()
+        );
+    }
 
     #[test]
     fn current_is_read_in_every_spelling() {

@@ -25,7 +25,8 @@
 //!         draft.seal()?.publish()?                     // hash, dedupe, fsync; rename; swap `current`
 //!     }
 //! };
-//! assert!(revision.kernel().exists());                 // `revision` is the lease while it lives
+//! let vm = revision.instance(root.join("vm-42"))?;     // private, writable disks; kernel and configuration ready
+//! assert!(vm.config().exists());                       // `firecracker --config-file`
 //! # Ok::<(), template_store::Error>(())
 //! ```
 //!
@@ -36,6 +37,7 @@
 //!   templates/<id>/
 //!     template.json               what the template is
 //!     artifacts/<revision>/       one build: read-only files, and revision.json
+//!       snapshot/                 memory and disks of a paused VM, if they were attached
 //!     revisions -> artifacts      so that `current` resolves
 //!     current -> revisions/<revision>
 //!     activations.jsonl           who became current, and when
@@ -43,6 +45,7 @@
 //!     format.json                 version of all this
 //!     objects/ab/<62 hex>         the one inode that holds the bytes of a digest
 //!     keys/ab/<62 hex>.json       cache key -> revisions
+//!     pins/ leases/ instances/    what is kept, who uses what, and which instances there are
 //!     drafts/ trash/ locks/       work in progress
 //! ```
 //!
@@ -56,6 +59,9 @@
 //! - Of all who ask for one key, in threads or processes, one builds.
 //! - The same bytes are one inode, in however many revisions and templates they are.
 //! - What a handle holds is not removed while the handle lives.
+//! - What a VM writes stays in its instance: no two have a writable file in common, and none has one with the store.
+//! - A collection removes nothing that is current, pinned, held or kept by the policy, and nothing that its plan does
+//!   not name; its bytes are those that `df` shows.
 //!
 //! Linux only.
 
@@ -63,36 +69,51 @@
 compile_error!("template-store works on Linux only: it is built on flock, F_SETLEASE and renameat2");
 
 mod activation;
+mod adopt;
 mod build;
 mod change;
 mod claim;
 mod compare;
 mod core;
+mod damage;
 mod draft;
 mod error;
 mod format;
 mod fs;
+pub mod gc;
 mod heal;
 mod id;
 mod import;
 mod inputs;
+mod instance;
 mod inventory;
 mod keys;
 mod layout;
+mod leases;
 mod objects;
 mod open;
 mod options;
+#[cfg(any(test, fuzzing))]
+pub mod parsers;
+mod pins;
 mod progress;
 mod publish;
 mod removal;
+mod repair;
+mod reserve;
 mod reuse;
 mod revision;
 mod seal;
 mod sealed;
+mod snapshot;
 mod store;
 mod template;
+mod trash;
+mod usage;
+mod verify;
 mod work;
 
+pub use adopt::{Adopted, Left};
 pub use build::Build;
 pub use change::Applied;
 pub use compare::Difference;
@@ -100,23 +121,32 @@ pub use draft::Draft;
 pub use error::{Error, ErrorKind, PathError, Result};
 pub use format::{
     Action, Activation, ArtifactPaths, ArtifactSizes, Attempt, CURRENT_SCHEMA_VERSION, Content, Durability, Extra,
-    FormatError, MadeFrom, OBJECT_MIN_SIZE, Origin, RevisionRecord, SEALED_MODE, SEALED_MTIME, STORE_FORMAT_VERSION,
-    SnapshotInfo, TemplateConfig, TemplateKind, TemplateRevision, TemplateSpec, TemplateVariant,
+    FormatError, Holder, InstanceFile, InstanceRecord, MadeFrom, OBJECT_MIN_SIZE, Origin, Owner, Pin, Platform,
+    Problem, RevisionRecord, SEALED_MODE, SEALED_MTIME, STORE_FORMAT_VERSION, SnapshotDrive, SnapshotInfo,
+    SnapshotRecord, Start, Strategy, TemplateConfig, TemplateKind, TemplateRevision, TemplateSpec, TemplateVariant,
 };
-pub use id::{ArtifactPath, CacheKey, Digest, FlakeLockHash, InvalidName, Profile, RevisionId, Role, TemplateId};
+pub use id::{
+    ArtifactPath, CacheKey, Digest, DriveId, FlakeLockHash, InvalidName, PinName, Profile, RevisionId, Role, TemplateId,
+};
 pub use import::ImportOptions;
 pub use inputs::BuildInputs;
+pub use instance::{Instance, InstanceOptions, Reflink};
 pub use layout::Layout;
+pub use leases::LeaseNoted;
 pub use options::{
     Activate, ArtifactNames, BuildOptions, Expect, Import, Known, Match, PublishOptions, Resources, SealOptions,
     StoreOptions, Wait,
 };
+pub use pins::PinOptions;
 pub use progress::{Note, Progress, Stage};
 pub use publish::Outcome;
 pub use removal::Removal;
 pub use revision::Revision;
 pub use sealed::{Published, Sealed};
+pub use snapshot::{Host, Incompatibility, Snapshot, SnapshotFiles, SnapshotOptions};
 pub use store::Store;
+pub use usage::{Bytes, RevisionUsage, TemplateUsage, Usage};
+pub use verify::{Depth, Finding, FindingKind, Mended, Repaired, Report, Severity, VerifyOptions};
 
 /// Watching what a store does to the disk: for tests of crashes and failing disks.
 pub mod observe {

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use camino::Utf8Path;
 
@@ -15,6 +16,7 @@ use crate::format::Content;
 use crate::fs::atomic::needs_copy;
 use crate::fs::lock::{Flock, Mode};
 use crate::fs::read::{self, FileId};
+use crate::fs::remove::Removed;
 use crate::fs::seal::{holds, looks_sealed};
 use crate::id::Digest;
 
@@ -29,6 +31,37 @@ pub(crate) enum Interned {
     Replaced { rotten: FileId },
     /// It keeps its own inode.
     Private { reason: String },
+}
+
+/// Objects that are made for a draft; those that nobody has go when this is dropped, which must be after its files.
+#[derive(Debug)]
+pub(crate) struct NewObjects {
+    core: Arc<Core>,
+    digests: Vec<Digest>,
+}
+
+impl NewObjects {
+    pub fn none(core: &Arc<Core>) -> NewObjects {
+        NewObjects { core: core.clone(), digests: Vec::new() }
+    }
+
+    pub fn add(&mut self, digest: impl IntoIterator<Item = Digest>) {
+        self.digests.extend(digest);
+    }
+
+    /// The draft is a revision now, which has them.
+    pub fn keep(mut self) {
+        self.digests.clear();
+    }
+}
+
+impl Drop for NewObjects {
+    fn drop(&mut self) {
+        for digest in &self.digests {
+            // What can't be removed now, a collection will.
+            drop(release(&self.core, digest));
+        }
+    }
 }
 
 /// Makes a sealed, durable file of a draft share its inode with all files of the same bytes.
@@ -105,21 +138,30 @@ fn private(error: &PathError) -> Interned {
     Interned::Private { reason }
 }
 
-/// Removes the object of a digest if no revision has it any more.
-pub(crate) fn release(core: &Core, digest: &Digest) -> Result<()> {
+/// Removes the object of a digest if no revision has it any more; its directory too, if it was the last one there.
+pub(crate) fn release(core: &Core, digest: &Digest) -> Result<Removed> {
+    let mut removed = Removed::default();
     let shard = core.layout.object_shard(digest);
     let object = core.layout.object(digest);
     let _shard = match Flock::wait_for(&shard, Mode::Exclusive) {
         Ok(lock) => lock,
-        Err(error) if error.is_not_found() => return Ok(()),
+        Err(error) if error.is_not_found() => return Ok(removed),
         Err(error) => return Err(error.into()),
     };
     match read::metadata_if_there(&object)? {
-        Some(metadata) if metadata.nlink() == 1 => core.disk.unlink(&object)?,
-        _ => return Ok(()),
+        Some(metadata) if metadata.nlink() == 1 => {
+            core.disk.unlink(&object)?;
+            removed += Removed::name_of(&metadata);
+        }
+        _ => return Ok(removed),
     }
+    let metadata = read::metadata(&shard)?;
     match core.disk.rmdir(&shard) {
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
-        removed => Ok(removed?),
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+        emptied => {
+            emptied?;
+            removed += Removed::name_of(&metadata);
+        }
     }
+    Ok(removed)
 }

@@ -12,6 +12,7 @@ use crate::fs::read::FileId;
 use crate::fs::{Disk, read};
 use crate::layout::Layout;
 use crate::options::StoreOptions;
+use crate::reserve;
 
 /// What is in a directory.
 #[derive(Debug)]
@@ -84,23 +85,60 @@ fn finish(core: &Core) -> Result<()> {
 
 fn look(layout: &Layout) -> Result<Found> {
     let path = layout.format_json();
-    if let Some(bytes) = read::bytes_if_there(&path)? {
-        let format = StoreFormat::from_json(&bytes).map_err(|source| Error::Format { path, source })?;
+    let format = read::bytes_if_there(&path);
+    if let Ok(Some(bytes)) = &format {
+        let format = StoreFormat::from_json(bytes).map_err(|source| Error::Format { path, source })?;
         return Ok(Found::Store(format));
     }
+    // What is behind a link is not the store's, and without it the rest looks like a directory of mvm.
+    let path = layout.private();
+    if read::metadata_if_there(&path)?.is_some_and(|found| !found.is_dir()) {
+        return Err(Error::PrivateSwapped { path });
+    }
+    format?;
     let Some(metadata) = read::metadata_if_there(layout.root())? else { return Ok(Found::Nothing) };
     if !metadata.is_dir() {
         return Ok(Found::Other);
     }
-    // A new file system has a `lost+found`; `.store` without its format is a beginning of ours.
+    // A new file system has a `lost+found`.
     let names = read::names(layout.root())?;
-    let has = |name: &str| names.iter().any(|found| found == name);
     let empty = names.iter().all(|name| ["lost+found", "templates", ".store"].contains(&name.as_str()));
     Ok(match () {
-        () if empty && (has(".store") || read::names(&layout.templates())?.is_empty()) => Found::Nothing,
-        () if has("templates") => Found::Mvm,
+        () if empty && (read::names(&layout.templates())?.is_empty() || is_our_beginning(layout)?) => Found::Nothing,
+        () if names.iter().any(|name| name == "templates") => Found::Mvm,
         () => Found::Other,
     })
+}
+
+/// Whether `.store/` without its format is a store whose making was cut short, and not an mvm directory whose
+/// adoption was: that one begins with an empty `.store/`, and with its mark in it from then on.
+fn is_our_beginning(layout: &Layout) -> Result<bool> {
+    Ok(!read::names(&layout.private())?.is_empty() && !read::exists(&layout.adopting())?)
+}
+
+/// What there is to adopt.
+#[derive(Debug)]
+pub(crate) enum ToAdopt {
+    Store(Core),
+    /// A data directory of mvm, and the durability of the store that it is to become.
+    Mvm(Core, Durability),
+}
+
+/// Opens a data directory of mvm, adopted or not.
+pub(crate) fn to_adopt(root: &Utf8Path, options: &StoreOptions) -> Result<ToAdopt> {
+    let layout = Layout::new(resolved(root));
+    let path = root.to_owned();
+    match look(&layout)? {
+        Found::Store(format) if options.durability.is_some_and(|wanted| wanted != format.durability) => {
+            Err(Error::DurabilityFixed { path, durability: format.durability })
+        }
+        Found::Store(format) => Ok(ToAdopt::Store(made(layout, options, format.durability)?)),
+        Found::Mvm => {
+            let durability = options.durability.unwrap_or_default();
+            Ok(ToAdopt::Mvm(ready(layout, options, durability, Standing::Writable)?, durability))
+        }
+        Found::Nothing | Found::Other => Err(Error::NotMvm { path }),
+    }
 }
 
 /// Makes the directory and those above it.
@@ -130,10 +168,18 @@ fn sync_above(disk: &Disk, dir: &Utf8Path) -> Result<()> {
 }
 
 /// Makes what a store consists of. A store that has `format.json` is whole, and one that has `locks/` is durable.
-fn make(core: &Core, durability: Durability) -> Result<()> {
+pub(crate) fn make(core: &Core, durability: Durability) -> Result<()> {
     let (layout, disk) = (&core.layout, &core.disk);
     disk.ensure_dir(&layout.private())?;
-    let inner = [layout.objects(), layout.keys(), layout.drafts(), layout.trash(), layout.pins(), layout.leases()];
+    let inner = [
+        layout.objects(),
+        layout.keys(),
+        layout.drafts(),
+        layout.trash(),
+        layout.pins(),
+        layout.leases(),
+        layout.instances(),
+    ];
     for dir in inner {
         disk.ensure_dir(&dir)?;
     }
@@ -142,10 +188,20 @@ fn make(core: &Core, durability: Durability) -> Result<()> {
     sync_above(disk, layout.root())?;
     let format = StoreFormat::new(durability, core.now()).to_json();
     disk.write_file(&layout.drafts(), &layout.format_json(), &format, Lasting::Durable)?;
-    Ok(disk.ensure_dir(&layout.locks())?)
+    disk.ensure_dir(&layout.locks())?;
+    reserve::restore(core);
+    if core.public_mode()? & 0o002 != 0 {
+        let root = layout.root();
+        tracing::warn!("every user of the machine can change this store; take that right away: chmod -R o-w {root}");
+    }
+    Ok(())
 }
 
-/// The path with its links followed, or as it is when it does not exist.
+/// The path with its links followed, as far as it exists.
 pub(crate) fn resolved(path: &Utf8Path) -> Utf8PathBuf {
-    read::canonical(path).unwrap_or_else(|_| path.to_owned())
+    let beyond = || match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => resolved(parent).join(name),
+        _ => path.to_owned(),
+    };
+    read::canonical(path).unwrap_or_else(|_| beyond())
 }

@@ -17,6 +17,10 @@ pub enum Stage {
     Sealing,
     /// Files are compared with those of another revision.
     Comparing,
+    /// Revisions are collected; the numbers are revisions, not bytes.
+    Collecting,
+    /// Files are read, to see whether they are what was published.
+    Verifying,
 }
 
 /// Hears how long work goes on; `()` does not care.
@@ -82,6 +86,13 @@ pub enum Note {
         /// Why.
         reason: &'static str,
     },
+    /// A file of an adopted revision has a fresh inode: the one that it had could not be kept.
+    Detached {
+        /// The file.
+        path: Utf8PathBuf,
+        /// Why.
+        reason: &'static str,
+    },
     /// A file has its own blocks, although the store has the same bytes already.
     NotShared {
         /// The file.
@@ -101,6 +112,33 @@ pub enum Note {
         /// Why.
         reason: String,
     },
+    /// A repair made another revision current: what was current is damaged or gone.
+    CurrentMoved {
+        /// The template.
+        template: TemplateId,
+        /// What `current` held.
+        from: String,
+        /// The revision that is current now.
+        to: RevisionId,
+    },
+    /// A repair found nothing to mend a revision with: it is not offered any more.
+    RevisionLost {
+        /// The template.
+        template: TemplateId,
+        /// The revision.
+        revision: RevisionId,
+        /// Where it is now.
+        path: Utf8PathBuf,
+    },
+    /// A repair found nothing to mend a snapshot with; its revision has none any more.
+    SnapshotLost {
+        /// The template.
+        template: TemplateId,
+        /// The revision.
+        revision: RevisionId,
+        /// Where it is now.
+        path: Utf8PathBuf,
+    },
 }
 
 impl fmt::Display for Note {
@@ -118,8 +156,19 @@ impl fmt::Display for Note {
                 write!(f, "{path}: extended attributes are not kept: {}", names.join(", "))
             }
             Note::Copied { path, reason } => write!(f, "{path} was copied: {reason}"),
+            Note::Detached { path, reason } => write!(f, "{path} was replaced by a copy of itself: {reason}"),
             Note::NotShared { path, reason } => write!(f, "{path} does not share its blocks: {reason}"),
             Note::Healed { path } => write!(f, "{path} was damaged; it has its bytes again"),
+            Note::CurrentMoved { template, from, to } => {
+                write!(f, "ATTENTION: {to} is current in {template} now; {from} is damaged or gone")
+            }
+            Note::RevisionLost { template, revision, path } => {
+                write!(f, "ATTENTION: {template}@{revision} is damaged beyond repair, and not offered any more: {path}")
+            }
+            Note::SnapshotLost { template, revision, path } => write!(
+                f,
+                "ATTENTION: the snapshot of {template}@{revision} is damaged beyond repair, and is at {path} now; the revision boots as before"
+            ),
             Note::NotHealed { path, reason } => write!(f, "{path} is damaged and could not be replaced: {reason}"),
         }
     }

@@ -7,11 +7,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 use crate::activation;
 use crate::compare::first_difference;
 use crate::core::Core;
+use crate::damage;
 use crate::error::{Error, Result};
 use crate::format::{Action, Content, MadeFrom, RevisionRecord, TemplateSpec, derived_id, short_contents};
 use crate::fs::atomic::Lasting;
-use crate::fs::read;
+use crate::fs::read::{self, FileId};
 use crate::fs::seal::holds;
+use crate::fs::walk::walk;
 use crate::heal;
 use crate::id::{RevisionId, TemplateId};
 use crate::layout::REVISION_JSON;
@@ -54,6 +56,8 @@ pub(crate) struct Commit {
     /// Without id and resources, which follow from the template.
     pub record: RevisionRecord,
     pub contents: Vec<Content>,
+    /// The inodes of the files, if the directory is somebody else's.
+    pub inodes: Vec<FileId>,
     pub conflict: Conflict,
     pub action: Action,
 }
@@ -157,11 +161,12 @@ fn difference(existing: &Revision, commit: &Commit) -> Result<Option<String>> {
 fn keep(core: &Arc<Core>, existing: Revision, commit: Commit, progress: &mut dyn Progress) -> Result<Revision> {
     if existing.record().contents.is_some() {
         heal_files(core, &commit, existing.id(), progress)?;
+        damage::clear(core, &commit.template, existing.id())?;
     }
     let existing = note_inputs(core, existing, &commit)?;
     // Whoever published it may have died before its name was durable.
     core.disk.fsync_dir(&core.layout.artifacts(&commit.template))?;
-    commit.dir.discard()?;
+    discard(commit.dir, commit.staging)?;
     Ok(existing)
 }
 
@@ -186,9 +191,18 @@ fn restore(core: &Arc<Core>, commit: Commit, id: RevisionId, progress: &mut dyn 
     let staging = commit.staging.as_ref().unwrap_or(&commit.dir).path();
     core.disk.write_file(staging, &path, &record.to_json(), Lasting::Durable)?;
     progress.note(Note::Healed { path });
+    damage::clear(core, &commit.template, &id)?;
     core.disk.fsync_dir(&core.layout.artifacts(&commit.template))?;
-    commit.dir.discard()?;
+    discard(commit.dir, commit.staging)?;
     Revision::held(core, &commit.template, &id, lease)
+}
+
+/// Removes the directory, whoever's it was: what it held is in the store.
+fn discard(dir: DraftDir, staging: Option<DraftDir>) -> Result<()> {
+    match staging {
+        Some(staging) => staging.discard_other(dir),
+        None => dir.discard(),
+    }
 }
 
 fn heal_files(core: &Core, commit: &Commit, id: &RevisionId, progress: &mut dyn Progress) -> Result<()> {
@@ -201,14 +215,26 @@ fn heal_files(core: &Core, commit: &Commit, id: &RevisionId, progress: &mut dyn 
 }
 
 fn add(core: &Arc<Core>, commit: Commit, id: RevisionId) -> Result<Revision> {
-    let Commit { template, mut dir, dirs, record, contents, .. } = commit;
+    let staging = commit.staging().to_owned();
+    let Commit { template, mut dir, staging: _staging, dirs, record, contents, inodes, .. } = commit;
+    let sealed = contents.iter().map(|content| content.path.as_path().to_owned()).zip(inodes).collect::<Vec<_>>();
     let record = finish(core, record, &id, contents);
-    dir.write_record(&record)?;
+    let is_whole =
+        |dir: &Utf8Path| Ok(files_of(dir)? == sealed && read::bytes(&dir.join(REVISION_JSON))? == record.to_json());
+    dir.write_record(&record, &staging)?;
     for dir in &dirs {
         core.disk.fsync_dir(dir)?;
     }
-    let lease = dir.publish(&core.layout.revision(&template, &id))?;
+    // A mark that is left speaks of a revision that is gone.
+    damage::clear(core, &template, &id)?;
+    let lease = dir.publish(&core.layout.revision(&template, &id), is_whole)?;
     Revision::held(core, &template, &id, lease)
+}
+
+/// The files of a directory that is published, and what they are.
+fn files_of(dir: &Utf8Path) -> Result<Vec<(Utf8PathBuf, FileId)>> {
+    let files = walk(dir)?.into_iter().filter(|entry| !entry.kind.is_dir() && entry.relative != REVISION_JSON);
+    Ok(files.map(|entry| (entry.relative, FileId::of(&entry.metadata))).collect())
 }
 
 fn finish(core: &Core, mut record: RevisionRecord, id: &RevisionId, contents: Vec<Content>) -> RevisionRecord {

@@ -1,22 +1,23 @@
 //! Removing revisions and templates: out of sight first, durably, then deleted.
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
-
-use camino::Utf8Path;
 
 use crate::activation;
 use crate::core::Core;
+use crate::damage;
 use crate::error::{Error, Result};
-use crate::format::{Action, OBJECT_MIN_SIZE, RevisionRecord};
-use crate::fs::atomic::parent_of;
-use crate::fs::lock::{BackOff, Flock, Mode, Patience};
-use crate::fs::{read, with_unique_name};
-use crate::id::{Digest, RevisionId, TemplateId};
+use crate::format::Action;
+use crate::fs::lock::{BackOff, FORK_TIME, Flock, Mode, Patience};
+use crate::fs::read;
+use crate::id::{CacheKey, RevisionId, TemplateId};
 use crate::inventory;
-use crate::objects;
+use crate::keys;
+use crate::pins;
+use crate::reserve;
 use crate::revision::Revision;
 use crate::template::{self, TemplateLock};
+use crate::trash::{Grave, Heirs, Release};
 
 /// How far a removal goes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,14 +38,34 @@ pub(crate) fn remove_revision(core: &Arc<Core>, id: &TemplateId, revision: &Revi
         return Err(Error::RevisionNotFound { template: id.clone(), revision: revision.clone() });
     }
     let _lease = exclusive(core, id, revision, how)?;
+    pins::refuse_if_kept(core, id, revision)?;
+    reserve::give_up_if_full(core);
     if activation::current(core, id)?.revision() == Some(revision) {
         step_back(core, &lock, revision, how)?;
     }
     // The `current` that everybody sees must last before what it left is gone.
     activation::settle(core, id)?;
-    let digests = digests(core, id, revision);
-    delete(core, &dir)?;
-    release(core, &digests)
+    pins::settle(core)?;
+    let record = read::bytes_if_there(&core.layout.revision_json(id, revision)).ok().flatten().unwrap_or_default();
+    let mut grave = Grave::dig(core)?;
+    let release = Release::of(&record);
+    let heirs = heirs(core, id, &release)?;
+    grave.bury(id, revision, release)?;
+    core.disk.fsync_dir(&core.layout.artifacts(id))?;
+    damage::clear(core, id, revision)?;
+    grave.empty(&heirs)?;
+    reserve::restore(core);
+    Ok(())
+}
+
+/// The template's other revisions that have a key of one that is removed. Those of other templates have hints of their own.
+fn heirs(core: &Core, id: &TemplateId, release: &Release) -> Result<Heirs> {
+    let keys: HashSet<CacheKey> = release.keys().iter().copied().collect();
+    if keys.is_empty() {
+        return Ok(Heirs::new());
+    }
+    let others = inventory::revisions_of(core, id)?.into_iter().map(|other| (id.clone(), other)).collect();
+    keys::search_in(core, others, &keys)
 }
 
 /// Removes a template with all its revisions.
@@ -52,20 +73,22 @@ pub(crate) fn remove_template(core: &Arc<Core>, id: &TemplateId, how: Removal) -
     let _change = core.begin_change()?;
     let _lock = template::lock(core, id)?;
     let mut leases = Vec::new();
-    let mut found = Vec::new();
     for revision in inventory::revisions_of(core, id)? {
         leases.push(exclusive(core, id, &revision, how)?);
-        found.extend(digests(core, id, &revision));
+        pins::refuse_if_kept(core, id, &revision)?;
     }
-    delete(core, &core.layout.template(id))?;
-    release(core, &found)
+    pins::settle(core)?;
+    reserve::give_up_if_full(core);
+    let grave = Grave::dig(core)?;
+    grave.bury_template(id)?;
+    core.disk.fsync_dir(&core.layout.templates())?;
+    grave.empty(&Heirs::new())?;
+    reserve::restore(core);
+    Ok(())
 }
 
-/// Between fork and exec, the child of a process that starts programs has a copy of each lease. That is no use.
-const FORK_TIME: Duration = Duration::from_millis(500);
-
 /// Takes a revision from those who could use it.
-fn exclusive(core: &Core, id: &TemplateId, revision: &RevisionId, how: Removal) -> Result<Option<Flock>> {
+pub(crate) fn exclusive(core: &Core, id: &TemplateId, revision: &RevisionId, how: Removal) -> Result<Option<Flock>> {
     let mut pauses = BackOff::new(Some(FORK_TIME));
     loop {
         let lease = Flock::take(&core.layout.revision(id, revision), Mode::Exclusive, Patience::None)?;
@@ -89,6 +112,7 @@ fn step_back(core: &Arc<Core>, lock: &TemplateLock, revision: &RevisionId, how: 
         Ok(earlier) => {
             let earlier = Revision::open(core, &lock.id, &earlier)?;
             earlier.check()?;
+            reserve::give_up_if_full(core);
             activation::activate(core, lock, earlier.id(), Action::Rollback)
         }
         Err(Error::NothingToRollBack { .. }) => {
@@ -96,34 +120,4 @@ fn step_back(core: &Arc<Core>, lock: &TemplateLock, revision: &RevisionId, how: 
         }
         Err(error) => Err(error),
     }
-}
-
-/// The objects that a revision links to, as far as it can still tell.
-fn digests(core: &Core, id: &TemplateId, revision: &RevisionId) -> Vec<Digest> {
-    let bytes = read::bytes_if_there(&core.layout.revision_json(id, revision)).ok().flatten().unwrap_or_default();
-    let contents = RevisionRecord::from_json(&bytes).ok().and_then(|record| record.contents).unwrap_or_default();
-    contents.into_iter().filter(|content| content.size >= OBJECT_MIN_SIZE).map(|content| content.blake3).collect()
-}
-
-/// Moves a directory out of sight, makes that durable, then deletes it.
-///
-/// A crash leaves it whole where it was, or in the trash, from where a collection removes it.
-fn delete(core: &Core, dir: &Utf8Path) -> Result<()> {
-    let metadata = read::metadata(dir)?;
-    core.disk.open_up(dir, &metadata)?;
-    core.disk.ensure_dir(&core.layout.trash())?;
-    let moved = with_unique_name(&core.layout.trash(), "", |name| core.disk.rename_noreplace(dir, name));
-    if moved.is_err() {
-        core.disk.restore_mode(dir, &metadata);
-    }
-    let trash = moved?;
-    core.disk.fsync_dir(parent_of(dir))?;
-    Ok(core.disk.remove_tree(trash)?)
-}
-
-fn release(core: &Core, digests: &[Digest]) -> Result<()> {
-    for digest in digests {
-        objects::release(core, digest)?;
-    }
-    Ok(())
 }

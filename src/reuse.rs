@@ -17,7 +17,7 @@ use crate::options::{Activate, Expect, Match, PublishOptions};
 use crate::progress::{Note, Progress};
 use crate::publish::{Commit, Conflict, activate_existing, commit, has_resources, open_to_others};
 use crate::revision::Revision;
-use crate::sealed::remember;
+use crate::sealed::{remember, remember_others};
 use crate::template;
 use crate::work::{DraftDir, Purpose};
 
@@ -74,6 +74,10 @@ impl Request<'_> {
             return Ok(None);
         }
         if let Some((path, problem)) = revision.first_damage()? {
+            // Removed by force.
+            if !revision.is_there()? {
+                return Ok(None);
+            }
             progress.note(Note::SourceDamaged { path, problem: problem.to_owned() });
             return Ok(None);
         }
@@ -190,11 +194,13 @@ impl BuildRequest<'_> {
             id: new_id(source, old, &contents),
             record: record_of(source, inputs, &purpose.spec),
             contents,
+            inodes: Vec::new(),
             conflict: Conflict::Rename,
             action: Action::Reuse,
         };
         let (revision, _) = commit(core, linked, self.publish, progress)?;
         remember(core, &revision, inputs)?;
+        remember_others(core, &revision);
         Ok(Some(revision))
     }
 }
@@ -234,14 +240,18 @@ fn new_id(source: &Revision, old: &[Content], new: &[Content]) -> RevisionId {
     if derived && first_difference(old, new).is_some() { derived_id(new) } else { source.id().clone() }
 }
 
+/// Made from these inputs; what else was known to give the same bytes still does.
 fn record_of(source: &Revision, inputs: &BuildInputs, spec: &TemplateSpec) -> RevisionRecord {
     let mut record = source.record().clone();
-    record.build.flake_ref = inputs.flake_ref().unwrap_or(&spec.flake_ref).to_owned();
-    record.build.flake_lock_hash = inputs.flake_lock_hash().to_string();
-    record.build.snapshot = None;
-    record.source_hash = inputs.source_hash().or(record.source_hash);
-    (record.build.vcpus, record.build.mem_mib, record.build.data_disk_mib) =
-        (spec.vcpus, spec.mem_mib, spec.data_disk_mib);
+    let (same, others): (Vec<_>, Vec<_>) = source.record().made_from().partition(|made| inputs.fit(made));
+    record.source_hash = inputs.source_hash().or(same.into_iter().find_map(|made| made.source_hash));
+    record.also_made_from = others;
+    let build = &mut record.build;
+    build.flake_ref = inputs.flake_ref().unwrap_or(&spec.flake_ref).to_owned();
+    build.flake_lock_hash = inputs.flake_lock_hash().to_string();
+    (build.profile, build.role) = (inputs.profile().to_string(), inputs.role().to_string());
+    build.snapshot = None;
+    (build.vcpus, build.mem_mib, build.data_disk_mib) = (spec.vcpus, spec.mem_mib, spec.data_disk_mib);
     record.reused_from = Some(Origin { template: source.template().clone(), revision: source.id().clone() });
     record
 }

@@ -7,12 +7,14 @@ use camino::Utf8PathBuf;
 
 use crate::activation::{self, Current};
 use crate::core::Core;
+use crate::damage;
 use crate::error::{Error, PathError, Result};
 use crate::format::{Content, FormatError, RevisionRecord, TemplateRevision};
 use crate::fs::lock::Flock;
 use crate::fs::read;
 use crate::fs::seal::looks_sealed;
 use crate::id::{ArtifactPath, CacheKey, RevisionId, TemplateId};
+use crate::leases::{self, LeaseNoted};
 
 /// One immutable build. While the handle lives, no collector removes it: it is the lease.
 ///
@@ -63,9 +65,15 @@ impl Revision {
         lease: Arc<Flock>,
     ) -> Result<Revision> {
         let path = core.layout.revision_json(template, id);
-        let bytes = match read::bytes_if_there(&path)? {
-            Some(bytes) => bytes,
-            None => return Err(Error::Damaged { path, problem: "it is missing".into() }),
+        let bytes = match read::bytes(&path) {
+            // Whoever removes by force does not ask who holds it.
+            Err(error) if error.is_not_found() && !lease.still_named()? => {
+                return Err(not_found(core, template, id, error));
+            }
+            Err(error) if error.is_not_found() => {
+                return Err(Error::Damaged { path, problem: "it is missing".into() });
+            }
+            bytes => bytes?,
         };
         let record = RevisionRecord::from_json(&bytes).map_err(|source| match source {
             FormatError::Invalid { .. } => Error::Damaged { path, problem: source.to_string() },
@@ -77,7 +85,6 @@ impl Revision {
 
     /// Opens the revision that `current` names.
     pub(crate) fn current(core: &Arc<Core>, template: &TemplateId) -> Result<Revision> {
-        let mut before = None;
         loop {
             let revision = match activation::current(core, template)? {
                 Current::Revision(revision) => revision,
@@ -85,12 +92,18 @@ impl Revision {
                 Current::Unset => return Err(no_current(core, template)?),
             };
             match Revision::open(core, template, &revision) {
-                // It may have been swapped and removed between the two; it dangles only if nobody swapped it.
-                Err(Error::RevisionNotFound { .. }) if before.as_ref() != Some(&revision) => before = Some(revision),
-                Err(Error::RevisionNotFound { .. }) => return Err(activation::dangling(core, template)?),
+                Err(Error::RevisionNotFound { .. }) if activation::dangles(core, template)? => {
+                    return Err(activation::dangling(core, template)?);
+                }
+                // It was swapped and removed between the two.
+                Err(Error::RevisionNotFound { .. }) => {}
                 opened => return opened,
             }
         }
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
     }
 
     /// The template that it is a revision of.
@@ -183,6 +196,35 @@ impl Revision {
         Ok(self.lease.for_child()?)
     }
 
+    /// Notes that a process uses this revision, for those whom `gc` and `why` tell. The note is removed when the result
+    /// is dropped; that of a process that died is removed by a collection.
+    ///
+    /// It keeps nothing: the lease does, which this handle is, and [`lease_for_child`](Revision::lease_for_child) hands on.
+    ///
+    /// # Errors
+    /// An error of the disk.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// # let files = dir.join("files");
+    /// # std::fs::create_dir(&files).unwrap();
+    /// # for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] { std::fs::write(files.join(name), "{}").unwrap(); }
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # store.publish_dir(&web, &files)?;
+    /// use template_store::gc::{Policy, Reason};
+    ///
+    /// let revision = store.current(&web)?;
+    /// let note = revision.note_holder(std::process::id(), "boots a VM")?;
+    /// let why = store.why(&web, revision.id(), &Policy::default())?;
+    /// assert!(matches!(&why.reasons[1], Reason::Leased { holders } if holders[0].purpose == "boots a VM"));
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
+    pub fn note_holder(&self, pid: u32, purpose: &str) -> Result<LeaseNoted> {
+        leases::note(&self.core, &self.template, &self.id, pid, purpose)
+    }
+
     /// Whether it is still where it was: who removes by force does not ask who holds it.
     pub(crate) fn is_there(&self) -> Result<bool> {
         Ok(self.lease.still_named()?)
@@ -191,7 +233,8 @@ impl Revision {
     /// Whether all files are there with their sizes, modes and times; their bytes are not read.
     ///
     /// # Errors
-    /// [`Error::Damaged`] names the first file that is not as it was published.
+    /// [`Error::Damaged`] names the first file that is not as it was published. [`Error::RevisionNotFound`]: it was
+    /// removed by force.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -208,13 +251,17 @@ impl Revision {
     /// ```
     pub fn check(&self) -> Result<()> {
         match self.first_damage()? {
-            Some((path, problem)) => Err(Error::Damaged { path, problem: problem.to_owned() }),
             None => Ok(()),
+            Some((path, problem)) if self.is_there()? => Err(Error::Damaged { path, problem: problem.to_owned() }),
+            Some(_) => Err(Error::RevisionNotFound { template: self.template.clone(), revision: self.id.clone() }),
         }
     }
 
     /// Finds, without reading data, a file that is not what was published.
     pub(crate) fn first_damage(&self) -> Result<Option<(Utf8PathBuf, &'static str)>> {
+        if damage::is_marked(&self.core, &self.template, &self.id)? {
+            return Ok(Some((self.path(), "a verification found damage in it")));
+        }
         for content in self.contents() {
             let path = self.artifact(&content.path);
             match read::metadata_if_there(&path)? {
@@ -239,7 +286,8 @@ impl Revision {
     }
 }
 
-fn not_found(core: &Core, template: &TemplateId, id: &RevisionId, error: PathError) -> Error {
+/// The error of a revision whose directory can't be found.
+pub(crate) fn not_found(core: &Core, template: &TemplateId, id: &RevisionId, error: PathError) -> Error {
     match read::exists(&core.layout.template(template)) {
         Ok(true) => Error::RevisionNotFound { template: template.clone(), revision: id.clone() },
         Ok(false) => Error::TemplateNotFound { template: template.clone() },

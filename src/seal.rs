@@ -1,7 +1,7 @@
 //! From a builder's directory to files that nobody can change: what a draft may hold, and how it is sealed.
 
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rayon::prelude::*;
@@ -9,16 +9,19 @@ use rayon::prelude::*;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::{Content, OBJECT_MIN_SIZE};
-use crate::fs::read::{self, Entry};
-use crate::fs::remove::bottom_up;
+use crate::fs::read::{self, FileId};
 use crate::fs::seal::looks_sealed;
+use crate::fs::walk::{Entry, bottom_up, walk};
 use crate::fs::{Disk, copy::Advance};
 use crate::heal;
-use crate::id::{ArtifactPath, Digest};
+use crate::id::ArtifactPath;
 use crate::objects::{self, Interned};
 use crate::options::SealOptions;
 use crate::progress::{Note, Progress, Stage};
 use crate::work::Work;
+
+/// What a revision lists must be readable again; see [`MOST_PARTS`](crate::format::MOST_PARTS).
+const MOST_FILES: usize = 100_000;
 
 /// What a draft holds: regular files in directories, with all artifacts that a revision needs.
 #[derive(Debug)]
@@ -41,7 +44,7 @@ impl Survey {
 
     /// As [`of`](Survey::of), for a directory that stays as it is.
     pub fn read_only(dir: &Utf8Path, options: &SealOptions) -> Result<Survey> {
-        let entries = read::walk(dir)?;
+        let entries = walk(dir)?;
         let mut files = Vec::new();
         for entry in &entries {
             let path = check(entry)?;
@@ -51,6 +54,10 @@ impl Survey {
         }
         if files.is_empty() {
             let problem = "is empty: the build left no file in it".to_owned();
+            return Err(Error::BadDraft { path: dir.to_owned(), problem });
+        }
+        if files.len() > MOST_FILES {
+            let problem = format!("holds {} files, and a revision holds up to {MOST_FILES}", files.len());
             return Err(Error::BadDraft { path: dir.to_owned(), problem });
         }
         let names = &options.names;
@@ -63,14 +70,28 @@ impl Survey {
         Ok(Survey { files, dirs })
     }
 
+    /// The same directory once more, when nobody else can change what is in it.
+    ///
+    /// # Errors
+    /// Something came or went since.
+    fn again(self, dir: &Utf8Path, options: &SealOptions) -> Result<Survey> {
+        let now = Survey::read_only(dir, options)?;
+        let paths = |survey: &Survey| survey.files.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
+        if now.dirs == self.dirs && paths(&now) == paths(&self) {
+            return Ok(now);
+        }
+        let problem = "was changed while it was sealed; publish it when whoever writes to it is done".to_owned();
+        Err(Error::BadDraft { path: dir.to_owned(), problem })
+    }
+
     /// Bytes of all files, holes included.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|(_, entry)| entry.metadata.len()).sum()
+        self.files.iter().map(|(_, entry)| entry.metadata.len()).fold(0, u64::saturating_add)
     }
 }
 
 /// Refuses what a revision can't hold.
-fn check(entry: &Entry) -> Result<ArtifactPath> {
+pub(crate) fn check(entry: &Entry) -> Result<ArtifactPath> {
     use std::os::unix::fs::FileTypeExt;
     let kind = entry.kind;
     let name = match () {
@@ -91,6 +112,8 @@ fn check(entry: &Entry) -> Result<ArtifactPath> {
 #[derive(Debug, Clone)]
 pub(crate) struct DraftFile {
     pub content: Content,
+    /// What was sealed.
+    pub inode: FileId,
     pub notes: Vec<Note>,
 }
 
@@ -124,7 +147,7 @@ fn seal_file(
         && entry.metadata.nlink() == 1
     {
         advance(content.size);
-        return Ok(DraftFile { content: content.clone(), notes: Vec::new() });
+        return Ok(DraftFile { content: content.clone(), inode: FileId::of(&entry.metadata), notes: Vec::new() });
     }
     let sealed = disk.seal_file(&entry.path, staging, advance)?;
     let mut notes = Vec::new();
@@ -134,7 +157,8 @@ fn seal_file(
     if let Some(reason) = sealed.copied {
         notes.push(Note::Copied { path: path.clone(), reason });
     }
-    Ok(DraftFile { content: Content { path: path.clone(), size: sealed.size, blake3: sealed.digest }, notes })
+    let content = Content { path: path.clone(), size: sealed.size, blake3: sealed.digest };
+    Ok(DraftFile { content, inode: sealed.inode, notes })
 }
 
 /// Does parallel work whose parts say how many bytes they have done.
@@ -155,58 +179,50 @@ pub(crate) fn in_parallel<T>(
 #[derive(Debug)]
 pub(crate) struct SealedFiles {
     pub contents: Vec<Content>,
+    /// The inodes of the files, in the same order, as they were before any was shared.
+    pub inodes: Vec<FileId>,
     pub dirs: Vec<Utf8PathBuf>,
     /// Bytes of files whose blocks the store had already.
     pub shared_bytes: u64,
-    /// Objects that would be of no use without the revision.
-    pub objects: NewObjects,
-}
-
-/// Objects that were made for a revision; those that nobody uses go when this is dropped.
-#[derive(Debug)]
-pub(crate) struct NewObjects {
-    core: Arc<Core>,
-    digests: Vec<Digest>,
-}
-
-impl Drop for NewObjects {
-    fn drop(&mut self) {
-        for digest in &self.digests {
-            // What can't be removed now, a collection will.
-            let _ = objects::release(&self.core, digest);
-        }
-    }
-}
-
-impl NewObjects {
-    /// The revision is there, and uses them.
-    pub fn keep(mut self) {
-        self.digests.clear();
-    }
 }
 
 /// Seals a draft: every file is durable before any of them becomes an object.
-pub(crate) fn seal(work: &Work, options: &SealOptions, progress: &mut dyn Progress) -> Result<SealedFiles> {
+pub(crate) fn seal(work: &mut Work, options: &SealOptions, progress: &mut dyn Progress) -> Result<SealedFiles> {
     let _change = work.core.begin_change()?;
     let disk = &work.core.disk;
     let survey = Survey::of(disk, work.path(), options)?;
-    let public = work.core.public_mode()?;
-    for dir in &survey.dirs {
-        disk.chmod(dir, public)?;
-    }
+    shut(&work.core, &survey)?;
+    let survey = survey.again(work.path(), options)?;
     let files = seal_files(disk, &survey, work, progress)?;
     let mut shared_bytes = 0;
-    let mut objects = NewObjects { core: work.core.clone(), digests: Vec::new() };
     for file in &files {
         file.notes.iter().cloned().for_each(|note| progress.note(note));
         // Somebody else's directory gets no links to objects before it is ours.
         if !work.is_moved() {
-            objects.digests.extend((file.content.size >= OBJECT_MIN_SIZE).then_some(file.content.blake3));
+            work.objects.add((file.content.size >= OBJECT_MIN_SIZE).then_some(file.content.blake3));
             shared_bytes += intern(&work.core, &file.content, work.path(), work.staging(), progress)?;
         }
     }
-    let contents = files.into_iter().map(|file| file.content).collect();
-    Ok(SealedFiles { contents, dirs: survey.dirs, shared_bytes, objects })
+    let (contents, inodes) = files.into_iter().map(|file| (file.content, file.inode)).unzip();
+    Ok(SealedFiles { contents, inodes, dirs: survey.dirs, shared_bytes })
+}
+
+/// Takes the directories from those who could change them: whoever owns one can give himself every right to it.
+fn shut(core: &Core, survey: &Survey) -> Result<()> {
+    let public = core.public_mode()?;
+    for dir in &survey.dirs {
+        let owner = read::metadata(dir)?.uid();
+        if owner != read::user() {
+            if read::user() != 0 {
+                let problem =
+                    format!("is a directory of user {owner}, who could change it later; make one of your own");
+                return Err(Error::BadDraft { path: dir.clone(), problem });
+            }
+            core.disk.chown(dir, read::user(), read::group())?;
+        }
+        core.disk.chmod(dir, public)?;
+    }
+    Ok(())
 }
 
 /// Makes a file an object, or a link to the one that is there; gives the bytes that need no blocks of their own.

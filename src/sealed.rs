@@ -155,7 +155,7 @@ fn publish(
     options: &PublishOptions,
     progress: &mut dyn Progress,
 ) -> Result<Published> {
-    let Work { core, dir, purpose, staging, .. } = work;
+    let Work { core, dir, purpose, staging, objects, .. } = work;
     let _change = core.begin_change()?;
     let earlier = match (&purpose.inputs, purpose.known) {
         (Some(inputs), Known::BuildAgain) => earlier_build(&core, &purpose.template, inputs),
@@ -175,6 +175,7 @@ fn publish(
         id,
         record,
         contents: files.contents,
+        inodes: files.inodes,
         conflict,
         action: Action::Publish,
     };
@@ -184,7 +185,10 @@ fn publish(
         true => share(&core, &revision, progress)?,
         false => files.shared_bytes,
     };
-    files.objects.keep();
+    // Where nothing was added, the draft may have made an object that the revision does not have.
+    if outcome == Outcome::New {
+        objects.keep();
+    }
     if let Some(inputs) = &purpose.inputs {
         remember(&core, &revision, inputs)?;
     }
@@ -212,6 +216,17 @@ pub(crate) fn remember(core: &Core, revision: &Revision, inputs: &BuildInputs) -
     Ok(())
 }
 
+/// Puts the revision into the index for all else that it is known to be made from, where the template has nothing else.
+pub(crate) fn remember_others(core: &Core, revision: &Revision) {
+    for made in revision.record().made_from() {
+        let (template, id) = (revision.template().clone(), revision.id().clone());
+        let hint = KeyHint { template, revision: id, source_hash: made.source_hash };
+        if let Err(error) = keys::offer(core, &made.key(), hint) {
+            tracing::warn!(%error, "the index of keys could not be written; the revision will be found more slowly");
+        }
+    }
+}
+
 /// The template's newest revision with the same key, before it is built again.
 ///
 /// One that can't be read is often the reason for building again.
@@ -226,7 +241,7 @@ fn compare(old: &Revision, new: &Revision, progress: &mut dyn Progress) -> Optio
     if old.id() == new.id() {
         return None;
     }
-    progress.begin(Stage::Comparing, new.contents().iter().map(|content| content.size).sum());
+    progress.begin(Stage::Comparing, new.contents().iter().map(|content| content.size).fold(0, u64::saturating_add));
     let found = differences((&old.path(), old.contents()), (&new.path(), new.contents()));
     progress.end();
     match found {
@@ -265,6 +280,7 @@ fn record(
         build,
         contents: None,
         published_at: None,
+        adopted_at: None,
         build_seconds: inputs.map(|_| (took.as_secs_f64() * 1000.0).round() / 1000.0),
         source_hash: inputs.and_then(BuildInputs::source_hash),
         also_made_from: Vec::new(),
@@ -272,7 +288,7 @@ fn record(
     }
 }
 
-fn artifact_paths(contents: &[Content], names: &ArtifactNames) -> ArtifactPaths {
+pub(crate) fn artifact_paths(contents: &[Content], names: &ArtifactNames) -> ArtifactPaths {
     let size = |path: &ArtifactPath| contents.iter().find(|content| content.path == *path).map(|content| content.size);
     let initrd = size(&names.initrd);
     ArtifactPaths {

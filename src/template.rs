@@ -6,7 +6,8 @@ use crate::core::Core;
 use crate::error::{Error, PathError, Result};
 use crate::format::TemplateSpec;
 use crate::fs::atomic::Lasting;
-use crate::fs::lock::{Flock, Mode};
+use crate::fs::handle::Handle;
+use crate::fs::lock::{Flock, Mode, Patience};
 use crate::fs::read;
 use crate::id::TemplateId;
 use crate::layout::{ACTIVATIONS, ALIAS, ARTIFACTS, TEMPLATE_JSON};
@@ -30,22 +31,46 @@ pub(crate) fn create_and_lock(core: &Core, id: &TemplateId, spec: &TemplateSpec)
     }
 }
 
+/// The template's lock, if nobody has it now.
+pub(crate) fn try_lock(core: &Core, id: &TemplateId) -> Result<Option<TemplateLock>> {
+    match Flock::take(&core.layout.template(id), Mode::Exclusive, Patience::None) {
+        Ok(lock) => lock.map(|lock| locked(core, id, lock)).transpose(),
+        Err(error) => Err(missing(id, error)),
+    }
+}
+
 /// Waits for the template's lock.
 pub(crate) fn lock(core: &Core, id: &TemplateId) -> Result<TemplateLock> {
     match Flock::wait_for(&core.layout.template(id), Mode::Exclusive) {
-        Ok(lock) => Ok(TemplateLock { id: id.clone(), _lock: lock }),
+        Ok(lock) => locked(core, id, lock),
         Err(error) => Err(missing(id, error)),
+    }
+}
+
+/// Nothing is put into what only looks like the template's directory of revisions.
+fn locked(core: &Core, id: &TemplateId, lock: Flock) -> Result<TemplateLock> {
+    let path = core.layout.artifacts(id);
+    match read::metadata_if_there(&path)? {
+        Some(metadata) if !metadata.is_dir() => Err(Error::Misplaced { path }),
+        _ => Ok(TemplateLock { id: id.clone(), _lock: lock }),
     }
 }
 
 /// A template's definition.
 pub(crate) fn spec(core: &Core, id: &TemplateId) -> Result<TemplateSpec> {
     let path = core.layout.template_json(id);
-    let bytes = read::bytes(&path).map_err(|error| match read::exists(&core.layout.template(id)) {
-        Ok(true) if error.is_not_found() => Error::Damaged { path: path.clone(), problem: "it is missing".into() },
-        _ => missing(id, error),
-    })?;
-    TemplateSpec::from_json(&bytes).map_err(|source| Error::Format { path, source })
+    loop {
+        if let Some(bytes) = read::bytes_if_there(&path)? {
+            return TemplateSpec::from_json(&bytes).map_err(|source| Error::Format { path, source });
+        }
+        // The template may have been removed, and made again since.
+        let Some(template) = Handle::of(&core.layout.template(id))? else {
+            return Err(Error::TemplateNotFound { template: id.clone() });
+        };
+        if !read::exists(&path)? && template.still_named()? {
+            return Err(Error::Damaged { path, problem: "it is missing".into() });
+        }
+    }
 }
 
 /// A template's definition, if there is such a template.

@@ -10,10 +10,14 @@ use crate::claim::Claim;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::{Content, Outcome, RevisionRecord, TemplateSpec};
+use crate::fs::atomic::parent_of;
 use crate::fs::lock::Flock;
+use crate::fs::read::{self, FileId};
+use crate::fs::with_unique_name;
 use crate::id::{ArtifactPath, TemplateId};
 use crate::inputs::BuildInputs;
 use crate::layout::REVISION_JSON;
+use crate::objects::NewObjects;
 use crate::options::Known;
 
 /// What a draft is for.
@@ -70,24 +74,70 @@ impl DraftDir {
         }
     }
 
-    /// Writes `revision.json`; its bytes are durable, its name is not.
-    pub fn write_record(&mut self, record: &RevisionRecord) -> Result<()> {
+    /// Writes `revision.json`, by way of `staging` where that is another directory; its bytes are durable, its name is
+    /// not.
+    ///
+    /// A crash leaves no part of it in a directory that is somebody else's: an attempt after it knows it for ours.
+    pub fn write_record(&mut self, record: &RevisionRecord, staging: &Utf8Path) -> Result<()> {
         self.has_record = true;
-        Ok(self.core.disk.write_new(&self.path().join(REVISION_JSON), &record.to_json())?)
+        let (disk, path) = (&self.core.disk, self.path().join(REVISION_JSON));
+        if staging == self.path() {
+            return Ok(disk.write_new(&path, &record.to_json())?);
+        }
+        let staged = staging.join(REVISION_JSON);
+        disk.write_new(&staged, &record.to_json())?;
+        Ok(disk.rename(&staged, &path)?)
     }
 
     /// Makes the directory visible as `target`; its lock is the lease of what it is now.
-    pub fn publish(mut self, target: &Utf8Path) -> Result<Arc<Flock>> {
+    ///
+    /// One that was somebody else's is asked about once more, where nobody else can change it: the directory that held it
+    /// may have been another user's, who could put something else in its place between any two steps.
+    pub fn publish(
+        mut self,
+        target: &Utf8Path,
+        is_whole: impl FnOnce(&Utf8Path) -> Result<bool>,
+    ) -> Result<Arc<Flock>> {
         self.check()?;
-        self.core.disk.publish_dir(self.path(), target)?;
+        let disk = &self.core.disk;
+        match self.unpublished {
+            Unpublished::Remove => disk.publish_dir(self.path(), target)?,
+            Unpublished::Keep => {
+                disk.rename_noreplace(self.path(), target)?;
+                if !(self.is_at(target).unwrap_or(false) && is_whole(target).unwrap_or(false)) {
+                    let path = self.path().to_owned();
+                    if disk.rename_noreplace(target, &path).is_err() {
+                        // A draft that nobody holds goes with the next collection.
+                        let drafts = self.core.layout.drafts();
+                        with_unique_name(&drafts, "", |draft| disk.rename_noreplace(target, draft))?;
+                    }
+                    return Err(Error::Vanished { path });
+                }
+                disk.fsync_dir(parent_of(target))?;
+            }
+        }
         let lock = self.lock.take().expect("it was there a line ago");
         Ok(self.core.share_lease(lock.moved_to(target)))
     }
 
+    fn is_at(&self, path: &Utf8Path) -> Result<bool> {
+        let Some(lock) = &self.lock else { return Ok(false) };
+        Ok(read::metadata_if_there(path)?.as_ref().map(FileId::of) == Some(lock.id()?))
+    }
+
     /// Removes the directory, whoever's it was: what it held is in the store already.
     pub fn discard(mut self) -> Result<()> {
+        self.check()?;
         let lock = self.lock.take().expect("it is there until it is published");
-        Ok(self.core.disk.remove_tree(lock.path())?)
+        self.core.disk.remove_tree(lock.path())?;
+        Ok(())
+    }
+
+    /// Removes a directory that is somebody else's, by way of this one: to its owner it is there whole, or gone.
+    pub fn discard_other(self, mut other: DraftDir) -> Result<()> {
+        let lock = other.lock.take().expect("it is there until it is published");
+        self.core.disk.rename_noreplace(lock.path(), &self.path().join("moved"))?;
+        self.discard()
     }
 
     /// Leaves no trace of what was not published.
@@ -95,10 +145,15 @@ impl DraftDir {
         self.clean_up()
     }
 
+    /// Leaves the directory to a collection, which makes last what its names were exchanged for.
+    pub fn leave(mut self) {
+        self.lock = None;
+    }
+
     fn clean_up(&mut self) -> Result<()> {
         let Some(lock) = self.lock.take() else { return Ok(()) };
         let removed = match self.unpublished {
-            Unpublished::Remove => self.core.disk.remove_tree(lock.path()),
+            Unpublished::Remove => self.core.disk.remove_tree(lock.path()).map(drop),
             // The user can try again with what is there, so the record that we put there must go.
             Unpublished::Keep if self.has_record => self.core.disk.unlink_if_there(&lock.path().join(REVISION_JSON)),
             Unpublished::Keep => Ok(()),
@@ -127,6 +182,8 @@ pub(crate) struct Work {
     pub started: Instant,
     /// Files that the store itself put there, and hashed on the way.
     pub imported: HashMap<ArtifactPath, Content>,
+    /// Dropped after the directory: only then is it seen that nobody has them.
+    pub objects: NewObjects,
 }
 
 impl Work {
@@ -147,8 +204,8 @@ impl Work {
 
     /// Begins in a directory that there is; nobody waits for it.
     pub fn in_dir(core: &Arc<Core>, dir: DraftDir, purpose: Box<Purpose>) -> Work {
-        let (core, started) = (core.clone(), Instant::now());
-        Work { core, dir, staging: None, purpose, claim: None, started, imported: HashMap::new() }
+        let (core, started, objects) = (core.clone(), Instant::now(), NewObjects::none(core));
+        Work { core, dir, staging: None, purpose, claim: None, started, imported: HashMap::new(), objects }
     }
 
     pub fn path(&self) -> &Utf8Path {
@@ -167,17 +224,19 @@ impl Work {
 
     /// Ends it, and tells those who wait why it failed.
     pub fn fail(self, message: String) -> Result<()> {
-        let Work { dir, claim, .. } = self;
+        let Work { dir, claim, objects, .. } = self;
         // The blocks first: on a full disk, the next builder needs them.
         let removed = dir.give_up();
+        drop(objects);
         claim.map_or(Ok(()), |claim| claim.end(Outcome::Failed(message)))?;
         removed
     }
 
     /// Ends it, and lets the next in line begin.
     pub fn abandon(self) -> Result<()> {
-        let Work { dir, claim, .. } = self;
+        let Work { dir, claim, objects, .. } = self;
         let removed = dir.give_up();
+        drop(objects);
         claim.map_or(Ok(()), |claim| claim.abandon())?;
         removed
     }

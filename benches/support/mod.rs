@@ -1,9 +1,14 @@
 //! Two ways to do the same work, measured by turns.
 
-use std::time::{Duration, Instant};
+mod plain;
+
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use criterion::{Criterion, SamplingMode};
+
+use plain::{median, quantile, ratios, temporary, text};
+pub use plain::{settle, time};
 
 /// Does the work once; gives the time that it took, without what came before and after.
 pub type Timed = Box<dyn FnMut() -> Duration>;
@@ -110,31 +115,6 @@ impl Row {
         }
         Row { name: format!("{}/{}", case.group, case.name), store, floor }
     }
-
-    fn ratios(&self) -> Vec<f64> {
-        let both = self.store.iter().zip(&self.floor);
-        sorted(both.map(|(store, floor)| store.as_secs_f64() / floor.as_secs_f64()))
-    }
-}
-
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-/// The value that this part of all values is below.
-fn quantile(sorted: &[f64], part: f64) -> f64 {
-    sorted[((sorted.len() - 1) as f64 * part).round() as usize]
-}
-
-fn median(times: &[Duration]) -> String {
-    let seconds = quantile(&sorted(times.iter().map(Duration::as_secs_f64)), 0.5);
-    match seconds {
-        0.1.. => format!("{:.0} ms", seconds * 1e3),
-        0.001.. => format!("{:.2} ms", seconds * 1e3),
-        _ => format!("{:.1} µs", seconds * 1e6),
-    }
 }
 
 fn print(rows: &[Row], dir: &Utf8Path) {
@@ -145,35 +125,17 @@ fn print(rows: &[Row], dir: &Utf8Path) {
     println!("and the middle half of the ratios of each round.\n");
     println!("{:<26} {:>7} {:>11} {:>11} {:>7} {:>15}", "", "rounds", "store", "floor", "ratio", "middle half");
     for row in rows {
-        let ratios = row.ratios();
+        let ratios = ratios(&row.store, &row.floor);
         let (low, middle, high) = (quantile(&ratios, 0.25), quantile(&ratios, 0.5), quantile(&ratios, 0.75));
         println!(
             "{:<26} {:>7} {:>11} {:>11} {middle:>7.2} {:>15}",
             row.name,
             row.store.len(),
-            median(&row.store),
-            median(&row.floor),
+            text(median(&row.store)),
+            text(median(&row.floor)),
             format!("{low:.2} – {high:.2}"),
         );
     }
-}
-
-fn temporary() -> (tempfile::TempDir, Utf8PathBuf) {
-    let dir = tempfile::Builder::new().prefix("template-store-bench-").tempdir().unwrap();
-    let path = Utf8Path::from_path(dir.path()).unwrap().canonicalize_utf8().unwrap();
-    (dir, path)
-}
-
-/// The time that some work takes.
-pub fn time<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let start = Instant::now();
-    let done = work();
-    (done, start.elapsed())
-}
-
-/// Lets the disk finish what was written before, so that nobody pays for what another left behind.
-pub fn settle(dir: &Utf8Path) {
-    rustix::fs::syncfs(std::fs::File::open(dir).unwrap()).unwrap();
 }
 
 /// Numbers that look random and are the same in each run (xorshift64*).

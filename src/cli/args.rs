@@ -1,8 +1,15 @@
 //! The words of a call.
 
+mod vms;
+
 use camino::Utf8PathBuf;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
-use template_store::{ArtifactNames, ArtifactPath, InvalidName, Profile, Resources, RevisionId, Role, TemplateId};
+use template_store::gc::{Space, parse_age, parse_size};
+use template_store::{
+    ArtifactNames, ArtifactPath, InvalidName, PinName, Profile, Resources, RevisionId, Role, TemplateId,
+};
+
+pub(crate) use vms::{AttachSnapshot, HostArgs, Instance, InstanceCommand, MakeInstance, Snapshot};
 
 /// Keeps the images that microVMs start from: built once, published atomically, never stored twice
 #[derive(Debug, Parser)]
@@ -79,6 +86,11 @@ pub(crate) enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Make a data directory of mvm a store, where it is
+    Adopt {
+        /// The directory that holds templates/; it is the store
+        dir: Utf8PathBuf,
+    },
     /// Run a command while the revision is held; its paths are in $TEMPLATE_VMLINUX, $TEMPLATE_ROOTFS, …
     Run {
         /// ID (its current revision) or ID@REVISION
@@ -87,6 +99,36 @@ pub(crate) enum Command {
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<std::ffi::OsString>,
     },
+    /// Make what one VM starts from: private disks, all else read-only, and a configuration
+    Instance(Instance),
+    /// Memory and disks of a paused VM, for warm starts
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+    /// Keep a revision by name: nothing collects or removes it
+    Pin(Pin),
+    /// Remove a pin
+    Unpin {
+        /// The pin's name
+        name: PinName,
+    },
+    /// List all pins
+    Pins,
+    /// Collect what nobody needs; `.store/config.toml` may say what is kept
+    Gc(Gc),
+    /// Say why a revision is kept, or that the next gc removes it
+    Why {
+        /// ID (its current revision) or ID@REVISION
+        target: Target,
+        #[command(flatten)]
+        policy: PolicyArgs,
+    },
+    /// Show what the store takes on the disk, and who of it
+    Du {
+        /// Only this template, with its revisions
+        id: Option<TemplateId>,
+    },
+    /// Check everything that the store holds, and mend what is damaged
+    Verify(Verify),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -278,6 +320,71 @@ pub(crate) struct Activate {
     /// Only if this revision is current (`none`: if there is none yet)
     #[arg(long, value_name = "REV")]
     pub expect: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Pin {
+    /// The pin's name: 1 to 128 of A-Z a-z 0-9 . _ + -
+    pub name: PinName,
+    /// ID (its current revision) or ID@REVISION
+    pub target: Target,
+    /// Until when: a time (2026-12-31T00:00:00Z) or a length from now (30d) [default: for ever]
+    #[arg(long, value_name = "TIME", value_parser = super::keep::moment)]
+    pub until: Option<jiff::Timestamp>,
+    /// Why, for people
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Gc {
+    /// Say what would go and why, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do at most what this plan says: the output of `gc --dry-run --json`
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["keep_last", "keep_within", "rollback", "max_size", "min_free", "include_adopted"])]
+    pub plan: Option<Utf8PathBuf>,
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+}
+
+/// What a collection keeps.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PolicyArgs {
+    /// Keep the newest N revisions of each template [default: 3]
+    #[arg(long, value_name = "N")]
+    pub keep_last: Option<u32>,
+    /// Keep what was published within this time, such as 14d
+    #[arg(long, value_name = "TIME", value_parser = parse_age)]
+    pub keep_within: Option<std::time::Duration>,
+    /// Keep N rollbacks possible [default: 1; 0 with --keep-last 1]
+    #[arg(long, value_name = "N")]
+    pub rollback: Option<u32>,
+    /// Take more, the least loss first, until the store has at most this size, such as 200GiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_size: Option<u64>,
+    /// Take more, the least loss first, until this much of the disk is free: 10% or 50GiB
+    #[arg(long, value_name = "SPACE")]
+    pub min_free: Option<Space>,
+    /// Take revisions that were adopted from mvm as well
+    #[arg(long)]
+    pub include_adopted: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Verify {
+    /// Read no artifact: check names, sizes, modes, times and documents
+    #[arg(long)]
+    pub quick: bool,
+    /// Read only files of revisions published since then: a time (RFC 3339), or an age such as 7d
+    #[arg(long, value_name = "T", conflicts_with = "quick", value_parser = super::verify::since)]
+    pub since: Option<jiff::Timestamp>,
+    /// Read each file with this probability
+    #[arg(long, value_name = "P%", conflicts_with = "quick", value_parser = super::verify::percent)]
+    pub sample: Option<f64>,
+    /// Mend what can be mended; nothing is deleted
+    #[arg(long)]
+    pub repair: bool,
 }
 
 /// `ID` or `ID@REVISION`.

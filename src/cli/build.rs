@@ -135,7 +135,7 @@ fn lock_of(flake_ref: &str) -> Result<Utf8PathBuf> {
 }
 
 enum Ran {
-    Wrote(Draft),
+    Wrote(Box<Draft>),
     /// Somebody asked us to stop: the next in line builds.
     Stopped(u8),
 }
@@ -144,7 +144,7 @@ enum Ran {
 fn run(draft: Draft, words: &[std::ffi::OsString]) -> Result<Ran> {
     let ended = bound_to_us(words).and_then(|mut command| {
         command.env("OUT", draft.path()).stdout(io::stderr());
-        supervise(&mut command, || ())
+        supervise(&mut command, |_| ())
     });
     let ended = match ended {
         Ok(ended) => ended,
@@ -159,7 +159,7 @@ fn run(draft: Draft, words: &[std::ffi::OsString]) -> Result<Ran> {
         return Ok(Ran::Stopped(128 + signal as u8));
     }
     if ended.status.success() {
-        return Ok(Ran::Wrote(draft));
+        return Ok(Ran::Wrote(Box::new(draft)));
     }
     let text = format!("the build command `{}` {}", words[0].display(), ended.describe());
     draft.fail(text.clone())?;

@@ -7,7 +7,7 @@ use template_store::{Applied, Durability, Error, Removal, Store, TemplateConfig,
 use super::args::{Activate, Create, DurabilityArg, Init, Target};
 use super::build::expect;
 use super::output::revision_json;
-use super::{Failure, Result, Session, Status};
+use super::{Failure, Result, Session, Status, input};
 
 pub(crate) fn init(session: &Session, args: &Init) -> Result {
     let durability = args.durability.map(|durability| match durability {
@@ -31,8 +31,8 @@ pub(crate) fn create(session: &Session, args: &Create) -> Result {
 }
 
 pub(crate) fn apply(session: &Session, file: &Utf8Path) -> Result {
-    let text =
-        std::fs::read_to_string(file).map_err(|error| Failure::Other(format!("cannot read {file}: {error}"), 1))?;
+    let not_text = |_| Failure::Other(format!("cannot read {file}: it is not UTF-8"), 1);
+    let text = String::from_utf8(input::read(file)?).map_err(not_text)?;
     let in_file = |source| Error::Format { path: file.to_owned(), source };
     let specs = TemplateConfig::specs_from_toml(&text, &now()).map_err(in_file)?;
     let store = session.open_or_init()?;

@@ -71,11 +71,11 @@ pub(crate) fn exec(words: &[OsString]) -> ExitCode {
 
 /// Starts a command and waits for it; signals that this process gets meanwhile are passed on to it.
 ///
-/// `started` is called when the command runs. Afterwards signals do what they always do.
-pub(crate) fn supervise(command: &mut Command, started: impl FnOnce()) -> io::Result<Ended> {
+/// `started` is called with its process id when the command runs. Afterwards signals do what they always do.
+pub(crate) fn supervise(command: &mut Command, started: impl FnOnce(u32)) -> io::Result<Ended> {
     let watch = Watch::start()?;
     let mut child = watch.spawn(command)?;
-    started();
+    started(child.id());
     let status = child.wait();
     *watch.child() = None;
     let asked = watch.asked.load(Ordering::SeqCst);

@@ -1,8 +1,12 @@
 //! Commands that only look.
 
 use camino::Utf8PathBuf;
+use rayon::prelude::*;
 use serde_json::{Value, json};
-use template_store::{Error, Match, Result as StoreResult, Revision, RevisionId, Store, TemplateId, TemplateSpec};
+use template_store::{
+    Activation, Error, Match, Result as StoreResult, Revision, RevisionId, SnapshotInfo, Store, TemplateId,
+    TemplateKind, TemplateSpec,
+};
 
 use super::args::{Lookup, Target};
 use super::build::inputs;
@@ -42,17 +46,54 @@ struct Summary {
     id: TemplateId,
     spec: StoreResult<TemplateSpec>,
     current: StoreResult<Option<RevisionId>>,
-    revisions: Vec<(RevisionId, StoreResult<Revision>)>,
+    revisions: Vec<(RevisionId, StoreResult<Line>)>,
+}
+
+/// What is shown of a revision among others.
+struct Line {
+    path: Utf8PathBuf,
+    built_at: String,
+    published_at: Option<jiff::Timestamp>,
+    bytes: u64,
+}
+
+impl Line {
+    /// The revision is held only while it is looked at: a store may have more than a process may open.
+    fn of(store: &Store, id: &TemplateId, revision: &RevisionId) -> StoreResult<Line> {
+        let revision = store.revision(id, revision)?;
+        revision.check()?;
+        Ok(Line {
+            path: revision.path(),
+            built_at: revision.build().built_at.clone(),
+            published_at: revision.record().published_at,
+            bytes: bytes(&revision),
+        })
+    }
 }
 
 impl Summary {
-    fn of(store: &Store, id: &TemplateId) -> Result<Summary> {
-        let revisions = store.revisions(id)?.into_iter().map(|revision| {
-            let opened = store.revision(id, &revision).and_then(|opened| opened.check().map(|()| opened));
-            (revision, opened)
-        });
-        let revisions = revisions.collect();
-        Ok(Summary { id: id.clone(), spec: store.template(id), current: current(store, id), revisions })
+    /// Others may remove it meanwhile, or some of its revisions: that is no problem of what is there.
+    fn of(store: &Store, id: &TemplateId) -> StoreResult<Summary> {
+        let line = |revision: RevisionId| match Line::of(store, id, &revision) {
+            Err(Error::RevisionNotFound { .. } | Error::TemplateNotFound { .. }) => None,
+            line => Some((revision, line)),
+        };
+        let revisions = store.revisions(id)?.into_par_iter().filter_map(line).collect();
+        let (spec, current) = (store.template(id), current(store, id));
+        match (spec, current) {
+            (Err(gone @ Error::TemplateNotFound { .. }), _) | (_, Err(gone @ Error::TemplateNotFound { .. })) => {
+                Err(gone)
+            }
+            (spec, current) => Ok(Summary { id: id.clone(), spec, current, revisions }),
+        }
+    }
+
+    /// `None` if somebody removed it meanwhile.
+    fn if_there(store: &Store, id: &TemplateId) -> Option<StoreResult<Summary>> {
+        match Summary::of(store, id) {
+            Err(Error::TemplateNotFound { .. }) => None,
+            summary => Some(summary),
+        }
     }
 
     fn problems(&self) -> Vec<String> {
@@ -68,17 +109,18 @@ impl Summary {
 
     /// Bytes of all artifacts, each revision counted by itself.
     fn bytes(&self) -> u64 {
-        self.revisions.iter().filter_map(|(_, revision)| revision.as_ref().ok()).map(bytes).sum()
+        let bytes = self.revisions.iter().filter_map(|(_, line)| line.as_ref().ok()).map(|line| line.bytes);
+        bytes.fold(0, u64::saturating_add)
     }
 
     fn json(&self) -> Value {
-        let revisions = self.revisions.iter().map(|(id, revision)| match revision {
-            Ok(revision) => json!({
+        let revisions = self.revisions.iter().map(|(id, line)| match line {
+            Ok(line) => json!({
                 "revision": id,
-                "path": revision.path(),
-                "built_at": revision.build().built_at,
-                "published_at": revision.record().published_at,
-                "bytes": bytes(revision),
+                "path": line.path,
+                "built_at": line.built_at,
+                "published_at": line.published_at,
+                "bytes": line.bytes,
                 "current": self.current() == Some(id),
             }),
             Err(error) => json!({ "revision": id, "problem": error.to_string() }),
@@ -107,7 +149,8 @@ fn current(store: &Store, id: &TemplateId) -> StoreResult<Option<RevisionId>> {
 /// Bytes of a revision's artifacts.
 fn bytes(revision: &Revision) -> u64 {
     match &revision.record().contents {
-        Some(contents) => contents.iter().map(|content| content.size).sum(),
+        // A record may say anything.
+        Some(contents) => contents.iter().map(|content| content.size).fold(0, u64::saturating_add),
         None => {
             let named =
                 [Some(revision.kernel()), Some(revision.rootfs()), Some(revision.fc_base_config()), revision.initrd()];
@@ -118,7 +161,8 @@ fn bytes(revision: &Revision) -> u64 {
 
 pub(crate) fn list(session: &Session) -> Result {
     let store = session.open()?;
-    let summaries: Vec<Summary> = store.templates()?.iter().map(|id| Summary::of(&store, id)).collect::<Result<_>>()?;
+    let summaries: Vec<Summary> =
+        store.templates()?.iter().filter_map(|id| Summary::if_there(&store, id)).collect::<StoreResult<_>>()?;
     let row = |summary: &Summary| {
         let spec = summary.spec.as_ref().ok();
         let text = |value: Option<String>| value.unwrap_or_else(|| "-".into());
@@ -151,15 +195,21 @@ pub(crate) fn show(session: &Session, target: &Target) -> Result {
     let store = session.open()?;
     if target.revision.is_some() {
         let revision = revision(&store, target)?;
-        let problem = revision.check().err().map(|error| error.to_string());
+        let (snapshot, damage) = match revision.kind() {
+            Ok(TemplateKind::Snapshot(info)) => (Some(info), None),
+            Ok(TemplateKind::Image) => (None, None),
+            Err(error) => (None, Some(error)),
+        };
+        let problem = revision.check().err().or(damage).map(|error| error.to_string());
         session.output.result(
             || {
                 let mut document = revision_json(&revision);
                 document["record"] = json!(revision.record());
                 document["problem"] = json!(problem);
+                document["snapshot"] = snapshot.as_ref().map_or(Value::Null, |info| json!(info));
                 document
             },
-            || show_revision(&revision),
+            || show_revision(&revision, snapshot.as_ref()),
         );
         problem.iter().for_each(|problem| session.output.note(problem));
         return Ok(if problem.is_some() { Status::Damaged } else { Status::Done });
@@ -185,10 +235,10 @@ fn show_template(summary: &Summary) -> String {
         text += &format!("created   {}\n", spec.created_at);
     }
     text += "\n";
-    let row = |(id, revision): &(RevisionId, StoreResult<Revision>)| {
+    let row = |(id, line): &(RevisionId, StoreResult<Line>)| {
         let mark = if summary.current() == Some(id) { "current" } else { "" };
-        match revision {
-            Ok(revision) => vec![id.to_string(), mark.into(), revision.build().built_at.clone(), size(bytes(revision))],
+        match line {
+            Ok(line) => vec![id.to_string(), mark.into(), line.built_at.clone(), size(line.bytes)],
             Err(_) => vec![id.to_string(), "damaged".into(), "-".into(), "-".into()],
         }
     };
@@ -198,7 +248,7 @@ fn show_template(summary: &Summary) -> String {
     text + &table(&["REVISION", "", "BUILT", "SIZE"], summary.revisions.iter().map(row))
 }
 
-fn show_revision(revision: &Revision) -> String {
+fn show_revision(revision: &Revision, snapshot: Option<&SnapshotInfo>) -> String {
     let build = revision.build();
     let mut text = format!("revision  {}@{}\npath      {}\n", revision.template(), revision.id(), revision.path());
     text += &format!(
@@ -211,7 +261,11 @@ fn show_revision(revision: &Revision) -> String {
     if let Some(key) = revision.cache_key() {
         text += &format!("key       {key}\n");
     }
-    text += &format!("machine   {} vcpus, {} MiB\n\n", build.vcpus, build.mem_mib);
+    text += &format!("machine   {} vcpus, {} MiB\n", build.vcpus, build.mem_mib);
+    if let Some(info) = snapshot {
+        text += &format!("snapshot  {}, {} vcpus, {} MiB\n", info.created_at, info.vcpus, info.mem_mib);
+    }
+    text.push('\n');
     if revision.record().contents.is_none() {
         return text + "made by mvm: it lists no contents\n";
     }
@@ -251,15 +305,22 @@ fn artifact_path(revision: &Revision, name: &str) -> Result<Utf8PathBuf> {
 pub(crate) fn history(session: &Session, id: &TemplateId) -> Result {
     let store = session.open()?;
     let history = store.history(id)?;
-    let row = |entry: &template_store::Activation| {
-        vec![entry.at.to_string(), entry.revision.to_string(), format!("{:?}", entry.action).to_lowercase()]
-    };
-    session.output.result(
-        || json!(history),
-        || match history.is_empty() {
-            true => format!("{id} has had no current revision"),
-            false => table(&["WHEN", "REVISION", "WHY"], history.iter().map(row)),
-        },
-    );
+    session.output.document(&history, || match history.is_empty() {
+        true => format!("{id} has had no current revision"),
+        false => history_text(&history),
+    });
     Ok(Status::Done)
+}
+
+/// A table by hand: a log may have a million lines.
+fn history_text(history: &[Activation]) -> String {
+    use std::fmt::Write as _;
+    let width =
+        history.iter().map(|entry| entry.revision.as_str().len()).max().unwrap_or_default().max("REVISION".len());
+    let mut text = format!("{:<30}  {:<width$}  WHY\n", "WHEN", "REVISION");
+    for entry in history {
+        let (at, why) = (entry.at.to_string(), format!("{:?}", entry.action).to_lowercase());
+        let _ = writeln!(text, "{at:<30}  {:<width$}  {why}", entry.revision.as_str());
+    }
+    text
 }

@@ -1,14 +1,22 @@
 //! The program's commands, one file a group. All printing is here; everything else is the library's.
 
+mod adopt;
 mod args;
 mod build;
 mod change;
 mod child;
+mod du;
+mod gc;
+mod input;
+mod instance;
+mod keep;
 mod look;
 mod output;
 mod publish;
 mod run;
+mod snapshot;
 mod terminal;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -30,6 +38,8 @@ pub(crate) enum Status {
     Failed,
     NotFound,
     Damaged,
+    /// It would not.
+    Refused,
     /// The exit code of a command that was run.
     Code(u8),
 }
@@ -41,6 +51,7 @@ impl From<Status> for ExitCode {
             Status::Failed => 1,
             Status::NotFound => 3,
             Status::Damaged => 4,
+            Status::Refused => 5,
             Status::Code(code) => code,
         })
     }
@@ -156,7 +167,17 @@ fn dispatch(args: &Args, output: &Output) -> Result {
         Command::Activate(activate) => change::activate(&session, activate),
         Command::Rollback { id } => change::rollback(&session, id),
         Command::Rm { target, force } => change::remove(&session, target, *force),
+        Command::Adopt { dir } => adopt::adopt(&session, dir),
         Command::Run { target, command } => run::run(&session, target, command),
+        Command::Instance(args) => instance::instance(&session, args),
+        Command::Snapshot(args) => snapshot::snapshot(&session, args),
+        Command::Pin(pin) => keep::pin(&session, pin),
+        Command::Unpin { name } => keep::unpin(&session, name),
+        Command::Pins => keep::pins(&session),
+        Command::Gc(args) => gc::gc(&session, args),
+        Command::Why { target, policy } => gc::why(&session, target, policy),
+        Command::Du { id } => du::du(&session, id.as_ref()),
+        Command::Verify(verify) => verify::verify(&session, verify),
         Command::Completions { shell } => {
             args::completions(*shell);
             Ok(Status::Done)

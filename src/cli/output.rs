@@ -22,19 +22,31 @@ impl Output {
         } else {
             let text = text();
             let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+            let text = if std::io::stdout().is_terminal() { plain(&text) } else { text };
             print(&format!("{text}{end}"));
         }
+    }
+
+    /// The result of a command that may be long: the document is written as it is made.
+    pub fn document(&self, document: &impl serde::Serialize, text: impl FnOnce() -> String) {
+        if !self.json {
+            return self.result(|| Value::Null, text);
+        }
+        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+        // A reader that has seen enough is no error.
+        let _ = serde_json::to_writer_pretty(&mut out, document);
+        let _ = out.write_all(b"\n").and_then(|()| out.flush());
     }
 
     /// Something that the user should know.
     pub fn note(&self, text: &str) {
         if !self.quiet {
-            eprintln!("note: {text}");
+            eprintln!("note: {}", on_stderr(text));
         }
     }
 
     pub fn failure(&self, text: &str, code: u8) {
-        eprintln!("error: {text}");
+        eprintln!("error: {}", on_stderr(text));
         if self.json {
             print(&format!("{:#}\n", json!({ "error": text, "exit_code": code })));
         }
@@ -44,6 +56,16 @@ impl Output {
     pub fn draws(&self) -> bool {
         !self.quiet && !self.json && std::io::stderr().is_terminal()
     }
+}
+
+fn on_stderr(text: &str) -> String {
+    if std::io::stderr().is_terminal() { plain(text) } else { text.to_owned() }
+}
+
+/// Names, commands and reasons come from anybody; none of them may speak to the terminal.
+fn plain(text: &str) -> String {
+    let speaks = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    text.chars().flat_map(|c| if speaks(c) { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// A reader that has seen enough is no error.
@@ -85,4 +107,12 @@ pub(crate) fn size(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn nothing_speaks_to_the_terminal() {
+        assert_eq!(super::plain("web\u{1b}[2J\u{9b}x\r\n\tüß 雪"), "web\\u{1b}[2J\\u{9b}x\\r\n\tüß 雪");
+    }
 }

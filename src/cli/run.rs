@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::Command;
 
-use template_store::{Revision, Store};
+use template_store::{LeaseNoted, Revision, Store};
 
 use super::args::Target;
 use super::child::supervise;
@@ -25,9 +25,20 @@ pub(crate) fn run(session: &Session, target: &Target, words: &[OsString]) -> Res
     command.args(&words[1..]).envs(environment(&revision));
     // The command has the lease as well: it is held as long as either of us lives.
     let inherited = revision.lease_for_child()?;
-    let ended = supervise(&mut command, || drop(inherited))
+    let _ours = noted(revision.note_holder(std::process::id(), ""));
+    let mut theirs = None;
+    let started = |pid| {
+        drop(inherited);
+        theirs = noted(revision.note_holder(pid, "started by `template-store run`"));
+    };
+    let ended = supervise(&mut command, started)
         .map_err(|error| Failure::Other(format!("cannot run {}: {error}", words[0].display()), 1))?;
     Ok(Status::Code(ended.code()))
+}
+
+/// A note is for people; that there is none is no reason not to run.
+fn noted(note: template_store::Result<LeaseNoted>) -> Option<LeaseNoted> {
+    note.inspect_err(|error| tracing::debug!(%error, "it was not noted who uses the revision")).ok()
 }
 
 fn environment(revision: &Revision) -> Vec<(&'static str, String)> {

@@ -43,10 +43,16 @@ impl Progress for Terminal<'_> {
             Stage::Copying => "copying",
             Stage::Sealing => "sealing",
             Stage::Comparing => "comparing",
+            Stage::Collecting => "collecting",
+            Stage::Verifying => "verifying",
             _ => "working",
         };
-        let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")
-            .expect("the template is valid");
+        let numbers = match stage {
+            Stage::Collecting => "{pos}/{len} revisions",
+            _ => "{bytes}/{total_bytes} {bytes_per_sec}",
+        };
+        let style =
+            ProgressStyle::with_template(&format!("{{msg}} {{bar:30}} {numbers}")).expect("the template is valid");
         self.bar = Some(ProgressBar::new(bytes).with_style(style).with_message(what));
     }
 

@@ -1,5 +1,7 @@
 //! `activations.jsonl`: who became current, and when.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -86,17 +88,33 @@ impl ActivationLog {
         log
     }
 
+    /// How many whole lines of a log can't be read.
+    pub fn unreadable_lines(bytes: &[u8]) -> usize {
+        let lines = bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
+        lines.filter(|line| serde_json::from_slice::<Activation>(line).is_err()).count()
+    }
+
     /// The revisions that a rollback can go back through; the last is the current one.
     ///
     /// An activation goes on top; a rollback takes off what is above the revision that it names.
     pub fn stack(&self) -> Vec<&RevisionId> {
         let mut stack: Vec<&RevisionId> = Vec::new();
+        // Where each revision is in it, the lowest first: a log may be long.
+        let mut places: HashMap<&RevisionId, Vec<usize>> = HashMap::new();
         for entry in &self.entries {
-            let below = stack.iter().rposition(|&revision| revision == &entry.revision);
-            match (entry.action, below) {
-                (Action::Rollback, Some(at)) => stack.truncate(at + 1),
-                _ if stack.last() == Some(&&entry.revision) => {}
-                _ => stack.push(&entry.revision),
+            let below = places.get(&entry.revision).and_then(|places| places.last());
+            let rolled_back = below.copied().filter(|_| entry.action == Action::Rollback);
+            match rolled_back {
+                Some(at) => {
+                    for revision in stack.drain(at + 1..) {
+                        places.get_mut(revision).and_then(Vec::pop);
+                    }
+                }
+                None if stack.last() == Some(&&entry.revision) => {}
+                None => {
+                    places.entry(&entry.revision).or_default().push(stack.len());
+                    stack.push(&entry.revision);
+                }
             }
         }
         stack

@@ -1,5 +1,6 @@
 //! The list of a revision's files, and the id that follows from it.
 
+use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
 
 use super::FormatError;
@@ -18,11 +19,11 @@ pub struct Content {
 
 /// Refuses a list in which a path stands twice, or stands for a file and a directory.
 pub(crate) fn check_listing(contents: &[Content]) -> Result<(), FormatError> {
-    let mut paths: Vec<&str> = contents.iter().map(|content| content.path.as_str()).collect();
+    let mut paths: Vec<&Utf8Path> = contents.iter().map(|content| content.path.as_path()).collect();
+    // By their parts: as texts, `a-b` stands between `a` and `a/b`.
     paths.sort_unstable();
     for pair in paths.windows(2) {
-        let below = pair[1].strip_prefix(pair[0]);
-        if below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+        if pair[1].starts_with(pair[0]) {
             return Err(FormatError::invalid("revision.json", format!("{:?} stands twice in contents", pair[0])));
         }
     }
@@ -85,6 +86,7 @@ mod tests {
     fn a_path_is_a_file_once() {
         assert!(check_listing(&[content("a", 1, b"x"), content("a", 1, b"x")]).is_err());
         assert!(check_listing(&[content("a", 1, b"x"), content("a/b", 1, b"x")]).is_err());
+        assert!(check_listing(&["a", "a-b", "a.b", "a/b"].map(|path| content(path, 1, b"x"))).is_err());
         assert!(check_listing(&[content("a", 1, b"x"), content("ab", 1, b"x")]).is_ok());
     }
 }

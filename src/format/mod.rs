@@ -6,10 +6,18 @@
 mod activations;
 mod attempt;
 mod contents;
+mod damage;
 mod fc;
+mod instance;
+mod lease;
+mod limits;
+mod pin;
 mod revision;
+mod snapshot;
 mod store;
+mod summary;
 mod template;
+mod vm_config;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -20,13 +28,24 @@ pub use attempt::Attempt;
 pub(crate) use attempt::Outcome;
 pub use contents::Content;
 pub(crate) use contents::{check_listing, derived_id, short_contents};
-pub(crate) use fc::with_machine;
+pub(crate) use damage::DamageMark;
+pub use damage::Problem;
+pub(crate) use fc::{FcDrive, boot_args, vm_drives, with_machine};
+pub use instance::{InstanceFile, InstanceRecord, Owner, Start, Strategy};
+pub use lease::Holder;
+pub(crate) use lease::LeaseNote;
+pub(crate) use limits::{MOST_PARTS, check_parts, check_toml};
+pub use pin::Pin;
 pub use revision::{
     ArtifactPaths, ArtifactSizes, MadeFrom, Origin, RevisionRecord, SnapshotInfo, TemplateKind, TemplateRevision,
 };
+pub(crate) use snapshot::{MEM, VMSTATE, drive_path};
+pub use snapshot::{Platform, SnapshotDrive, SnapshotRecord};
 pub use store::Durability;
 pub(crate) use store::{KeyEntry, KeyHint, StoreFormat};
+pub(crate) use summary::{ObjectOf, RevisionSummary};
 pub use template::{TemplateConfig, TemplateSpec, TemplateVariant};
+pub(crate) use vm_config::{DATA_DISK, InstanceParts, for_instance};
 
 /// The version of `template.json` and `revision.json` that this program writes, and the newest that it reads.
 pub const CURRENT_SCHEMA_VERSION: u32 = 1;
@@ -82,7 +101,7 @@ pub enum FormatError {
 
 impl FormatError {
     pub(crate) fn invalid(what: &'static str, reason: impl ToString) -> Self {
-        FormatError::Invalid { what, reason: reason.to_string() }
+        FormatError::Invalid { what, reason: limits::shorten(reason.to_string()) }
     }
 }
 
@@ -105,7 +124,8 @@ fn versioned<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T,
     }
 }
 
-fn plain<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, FormatError> {
+fn plain<'a, T: Deserialize<'a>>(what: &'static str, bytes: &'a [u8]) -> Result<T, FormatError> {
+    check_parts(what, bytes, MOST_PARTS)?;
     serde_json::from_slice(bytes).map_err(|error| {
         let reason = if bytes.is_empty() { "it is empty".to_owned() } else { error.to_string() };
         FormatError::invalid(what, reason)
@@ -113,7 +133,7 @@ fn plain<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, For
 }
 
 /// JSON as people read it, with a final newline.
-fn pretty<T: Serialize>(value: &T) -> Vec<u8> {
+pub(crate) fn pretty<T: Serialize>(value: &T) -> Vec<u8> {
     let mut bytes = serde_json::to_vec_pretty(value).expect("our own types are JSON");
     bytes.push(b'\n');
     bytes

@@ -167,6 +167,9 @@ pub struct RevisionRecord {
     /// When this store published it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub published_at: Option<Timestamp>,
+    /// When this store took it over from mvm, which had published it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted_at: Option<Timestamp>,
     /// How long the build took, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build_seconds: Option<f64>,
@@ -254,6 +257,35 @@ impl RevisionRecord {
         let list = list.ok_or_else(|| FormatError::invalid("revision.json", "also_made_from is not a list"))?;
         list.push(serde_json::to_value(inputs).expect("our own types are JSON"));
         Ok(pretty(&document))
+    }
+
+    /// These bytes of `revision.json` with what it says of the snapshot; whatever else they hold stays.
+    pub(crate) fn with_snapshot(bytes: &[u8], snapshot: Option<&SnapshotInfo>) -> Result<Vec<u8>, FormatError> {
+        let mut document: serde_json::Value = super::plain("revision.json", bytes)?;
+        let fields = document.as_object_mut();
+        let fields = fields.ok_or_else(|| FormatError::invalid("revision.json", "it is not an object"))?;
+        fields.insert("snapshot".into(), serde_json::to_value(snapshot).expect("our own types are JSON"));
+        Ok(pretty(&document))
+    }
+
+    /// These bytes of a `revision.json` of mvm with its files listed; whatever else they hold stays, byte for byte.
+    pub(crate) fn adopted(
+        bytes: &[u8],
+        contents: &[Content],
+        at: Timestamp,
+    ) -> Result<(Vec<u8>, RevisionRecord), FormatError> {
+        #[derive(Serialize)]
+        struct Added<'a> {
+            contents: &'a [Content],
+            adopted_at: Timestamp,
+        }
+        let invalid = || FormatError::invalid("revision.json", "it is not an object to which fields can be added");
+        let start = bytes.trim_ascii_end().strip_suffix(b"}").ok_or_else(invalid)?.trim_ascii_end();
+        let added = pretty(&Added { contents, adopted_at: at });
+        let adopted = [start, b",", added.strip_prefix(b"{").expect("a struct is an object")].concat();
+        // A document that names one of the fields already can't be read with a second one.
+        let record = RevisionRecord::from_json(&adopted)?;
+        Ok((adopted, record))
     }
 
     /// What a VM of it gets.

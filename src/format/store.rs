@@ -88,11 +88,18 @@ const MOST_HINTS: usize = 64;
 
 impl KeyEntry {
     pub fn from_json(bytes: &[u8]) -> Result<KeyEntry, FormatError> {
-        plain("key entry", bytes)
+        let mut entry: KeyEntry = plain("key entry", bytes)?;
+        entry.revisions.truncate(MOST_HINTS);
+        Ok(entry)
     }
 
     pub fn to_json(&self) -> Vec<u8> {
         pretty(self)
+    }
+
+    /// Whether a hint may have been left out.
+    pub fn is_full(&self) -> bool {
+        self.revisions.len() >= MOST_HINTS
     }
 
     /// Puts a hint first; it takes the place of the one with the same template and sources.
@@ -100,5 +107,17 @@ impl KeyEntry {
         self.revisions.retain(|old| (&old.template, &old.source_hash) != (&hint.template, &hint.source_hash));
         self.revisions.insert(0, hint);
         self.revisions.truncate(MOST_HINTS);
+    }
+
+    /// Whether there is a hint with the same template and sources.
+    pub fn has_one_like(&self, hint: &KeyHint) -> bool {
+        self.revisions.iter().any(|old| (&old.template, &old.source_hash) == (&hint.template, &hint.source_hash))
+    }
+
+    /// Puts a hint last, if there is room, and none with the same template and sources.
+    pub fn offer(&mut self, hint: KeyHint) {
+        if !self.is_full() && !self.has_one_like(&hint) {
+            self.revisions.push(hint);
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! `template.json`, and the TOML file that defines several templates at once.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
-use super::{CURRENT_SCHEMA_VERSION, Extra, FormatError, default_schema_version, pretty, versioned};
+use super::{CURRENT_SCHEMA_VERSION, Extra, FormatError, check_toml, default_schema_version, pretty, versioned};
 use crate::id::{InvalidName, Profile, Role, TemplateId};
 
 /// Several templates that are built from one flake, as a TOML file defines them.
@@ -71,6 +73,7 @@ impl TemplateConfig {
     /// # Errors
     /// What is wrong, with the line it stands on.
     pub fn from_toml(text: &str) -> Result<TemplateConfig, FormatError> {
+        check_toml(WHAT, text)?;
         let mut config: TemplateConfig = toml::from_str(text).map_err(|error| FormatError::invalid(WHAT, error))?;
         // serde's default does not know the profile of the file.
         for (variant, table) in config.variants.iter_mut().zip(&tables(text)?) {
@@ -96,8 +99,8 @@ impl TemplateConfig {
     pub fn specs_from_toml(text: &str, now: &str) -> Result<Vec<TemplateSpec>, FormatError> {
         let config = TemplateConfig::from_toml(text)?;
         for (variant, table) in config.variants.iter().zip(&tables(text)?) {
-            let line = text[..table.span().start].matches('\n').count() + 1;
-            config.check(variant).map_err(|reason| FormatError::invalid(WHAT, format!("line {line}: {reason}")))?;
+            let line = || text[..table.span().start].matches('\n').count() + 1;
+            config.check(variant).map_err(|reason| FormatError::invalid(WHAT, format!("line {}: {reason}", line())))?;
         }
         config.specs(now)
     }
@@ -118,13 +121,13 @@ impl TemplateConfig {
     /// A variant whose id, profile or role is not valid, or two variants with one id.
     pub fn specs(&self, now: &str) -> Result<Vec<TemplateSpec>, FormatError> {
         let invalid = |reason: String| FormatError::invalid(WHAT, reason);
-        let mut specs: Vec<TemplateSpec> = Vec::new();
+        let (mut specs, mut ids) = (Vec::new(), HashSet::new());
         if self.variants.is_empty() {
             return Err(invalid("it has no variants; add a [[variants]] table".into()));
         }
         for variant in &self.variants {
             let spec = self.spec(variant, now).map_err(|error| invalid(error.to_string()))?;
-            if specs.iter().any(|other| other.template_id == spec.template_id) {
+            if !ids.insert(spec.template_id.clone()) {
                 return Err(invalid(format!("two variants have the id {:?}", spec.template_id)));
             }
             specs.push(spec);

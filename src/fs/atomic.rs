@@ -26,6 +26,12 @@ impl Disk {
     ///
     /// A crash leaves the old file or the new one, and at most a stray file in `staging`.
     pub fn write_file(&self, staging: &Utf8Path, path: &Utf8Path, bytes: &[u8], lasting: Lasting) -> Result<()> {
+        while !self.try_write_file(staging, path, bytes, lasting)? {}
+        Ok(())
+    }
+
+    /// `false` if a sweep took the new file for one that nobody needs.
+    fn try_write_file(&self, staging: &Utf8Path, path: &Utf8Path, bytes: &[u8], lasting: Lasting) -> Result<bool> {
         let mut file = None;
         let mut create = || {
             with_unique_name(staging, "file-", |name| {
@@ -41,6 +47,9 @@ impl Disk {
             created => created?,
         };
         let file = file.expect("a name was found, so a file was made");
+        // From here on a sweep leaves it alone.
+        let swept = || Ok(!super::read::exists(&staged)?);
+        super::lock::share(&file, &staged)?;
         let write = || {
             self.write(&file, &staged, bytes)?;
             if lasting == Lasting::Durable {
@@ -48,13 +57,17 @@ impl Disk {
             }
             self.rename(&staged, path)
         };
-        if let Err(error) = write() {
-            let _ = self.unlink(&staged);
-            return Err(error);
+        match write() {
+            Err(error) if error.is_not_found() && swept()? => return Ok(false),
+            Err(error) => {
+                let _ = self.unlink(&staged);
+                return Err(error);
+            }
+            Ok(()) => {}
         }
         match (lasting, path.parent()) {
-            (Lasting::Durable, Some(parent)) => self.fsync_dir(parent),
-            _ => Ok(()),
+            (Lasting::Durable, Some(parent)) => self.fsync_dir(parent).map(|()| true),
+            _ => Ok(true),
         }
     }
 
@@ -63,6 +76,25 @@ impl Disk {
     /// What it holds must be durable before. A crash leaves it under the old name or the new one.
     pub fn publish_dir(&self, from: &Utf8Path, to: &Utf8Path) -> Result<()> {
         self.rename_noreplace(from, to)?;
+        self.fsync_dir(parent_of(to))
+    }
+
+    /// Gives a directory the name of another one, which gets the name that this one had.
+    ///
+    /// What it holds must be durable before. A crash leaves both as they were, or exchanged. Where the file system can't
+    /// exchange names, the old directory is moved away first: then a crash may leave neither under the name.
+    pub fn exchange_dir(&self, from: &Utf8Path, to: &Utf8Path) -> Result<()> {
+        match self.rename_exchange(from, to) {
+            Err(error) if matches!(error.errno(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)) => {
+                let old = with_unique_name(parent_of(from), "old-", |name| self.rename_noreplace(to, name))?;
+                if let Err(error) = self.rename_noreplace(from, to) {
+                    let _ = self.rename_noreplace(&old, to);
+                    return Err(error);
+                }
+                self.rename_noreplace(&old, from)?;
+            }
+            exchanged => exchanged?,
+        }
         self.fsync_dir(parent_of(to))
     }
 

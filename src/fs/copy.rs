@@ -1,19 +1,21 @@
-//! Copies that keep holes, share blocks where the file system can, and hash on the way.
+//! Copies that keep holes and make new ones of zeros, share blocks where the file system can, and hash on the way.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use camino::Utf8Path;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use super::holes::{Zeros, for_each_part};
 use super::{Disk, Result};
 use crate::error::{At, PathError};
 use crate::id::Digest;
 
 /// Bytes that are read, hashed and written at a time.
-const CHUNK: usize = 1024 * 1024;
+pub(super) const CHUNK: usize = 1024 * 1024;
 
 /// Called with the number of bytes that were done since the last call; from several threads.
 pub(crate) type Advance<'a> = &'a (dyn Fn(u64) + Sync);
@@ -29,25 +31,35 @@ pub(crate) struct Copied {
 
 /// A part of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Extent {
+pub(super) enum Extent {
     Data { start: u64, len: u64 },
     Hole { len: u64 },
 }
 
 impl Disk {
-    /// Copies an open file to a new one that only this user can read yet; nothing is synced.
+    /// Copies an open file to a new one that only this user can read yet; nothing is synced. Zeros become holes: pages
+    /// of them, and in a clone runs of at least `clone_run` bytes. Without that it is never a clone.
     ///
     /// A crash leaves a part of the new file. After an error it is removed.
-    pub fn copy(&self, source: (&File, &Utf8Path), to: &Utf8Path, advance: Advance) -> Result<Copied> {
+    pub fn copy_with_holes(
+        &self,
+        source: (&File, &Utf8Path),
+        to: &Utf8Path,
+        clone_run: Option<u64>,
+        advance: Advance,
+    ) -> Result<Copied> {
         let target = self.create(to, 0o600)?;
-        let copy = || match self.clone_file(source, (&target, to)) {
-            // The clone is what was shared at one moment, so the clone is what is hashed.
-            Ok(()) => {
-                let (digest, size) = hash(&target, to, advance)?;
-                Ok(Copied { digest, size, cloned: true })
+        let copy = || {
+            let Some(clone_run) = clone_run else { return self.copy_data(source, (&target, to), advance) };
+            match self.clone_file(source, (&target, to)) {
+                // The clone is what was shared at one moment, so the clone is what is hashed.
+                Ok(()) => {
+                    let (digest, size) = self.punch_zeros(&target, to, clone_run, advance)?;
+                    Ok(Copied { digest, size, cloned: true })
+                }
+                Err(error) if cannot_clone(&error) => self.copy_data(source, (&target, to), advance),
+                Err(error) => Err(error),
             }
-            Err(error) if cannot_clone(&error) => self.copy_data(source, (&target, to), advance),
-            Err(error) => Err(error),
         };
         copy().inspect_err(|_| drop(self.unlink(to)))
     }
@@ -71,8 +83,13 @@ impl Disk {
                 Ok(())
             }
             Extent::Data { start, len } => hasher.data(source, start, len, |bytes, at| {
-                rustix::fs::seek(target.0, SeekFrom::Start(at)).at("seek in", target.1)?;
-                self.write(target.0, target.1, bytes)
+                for_each_part(bytes, at, |is_zero, part| {
+                    if is_zero {
+                        return Ok(()); // a hole already: the file has its length
+                    }
+                    rustix::fs::seek(target.0, SeekFrom::Start(at + part.start as u64)).at("seek in", target.1)?;
+                    self.write(target.0, target.1, &bytes[part])
+                })
             }),
         })?;
         Ok(Copied { digest: hasher.finish(), size, cloned: false })
@@ -91,6 +108,28 @@ pub(crate) fn hash(file: &File, path: &Utf8Path, advance: Advance) -> Result<(Di
         Extent::Data { start, len } => hasher.data((file, path), start, len, |_, _| Ok(())),
     })?;
     Ok((hasher.finish(), size))
+}
+
+/// The digest and size of an open file, and the runs of zeros in it that have blocks, of at least so many bytes.
+pub(super) fn hash_and_find(
+    file: &File,
+    path: &Utf8Path,
+    at_least: u64,
+    advance: Advance,
+) -> Result<(Digest, u64, Vec<Range<u64>>)> {
+    let (mut hasher, mut zeros) = (Hasher::new(advance), Zeros::new(at_least));
+    let size = file.metadata().at("read", path)?.len();
+    for_each_extent((file, path), size, |extent| match extent {
+        Extent::Hole { len } => {
+            hasher.zeros(len);
+            Ok(())
+        }
+        Extent::Data { start, len } => hasher.data((file, path), start, len, |bytes, at| {
+            zeros.look_at(bytes, at);
+            Ok(())
+        }),
+    })?;
+    Ok((hasher.finish(), size, zeros.finish(size)))
 }
 
 /// The ranges `(start, length)` in which two files differ, in blocks of 4 KiB, at most `most` of them.
@@ -124,12 +163,16 @@ pub(crate) fn differing_ranges(a: (&File, &Utf8Path), b: (&File, &Utf8Path), mos
 }
 
 /// Errors that say "these two files cannot share blocks", in the words of the file systems that exist.
-fn cannot_clone(error: &PathError) -> bool {
+pub(super) fn cannot_clone(error: &PathError) -> bool {
     let known = [libc::EOPNOTSUPP, libc::EXDEV, libc::EINVAL, libc::ENOTTY, libc::ENOSYS, libc::EPERM, libc::ETXTBSY];
     error.errno().is_some_and(|errno| known.contains(&errno))
 }
 
-fn for_each_extent(file: (&File, &Utf8Path), size: u64, mut each: impl FnMut(Extent) -> Result<()>) -> Result<()> {
+pub(super) fn for_each_extent(
+    file: (&File, &Utf8Path),
+    size: u64,
+    mut each: impl FnMut(Extent) -> Result<()>,
+) -> Result<()> {
     let mut at = 0;
     while at < size {
         let data = match rustix::fs::seek(file.0, SeekFrom::Data(at)) {
@@ -155,7 +198,7 @@ fn for_each_extent(file: (&File, &Utf8Path), size: u64, mut each: impl FnMut(Ext
     Ok(())
 }
 
-fn read_full(file: (&File, &Utf8Path), buffer: &mut [u8], at: u64) -> Result<usize> {
+pub(super) fn read_full(file: (&File, &Utf8Path), buffer: &mut [u8], at: u64) -> Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match file.0.read_at(&mut buffer[filled..], at + filled as u64) {
@@ -262,13 +305,33 @@ mod tests {
         let bytes = std::fs::read(&from).unwrap();
 
         let source = File::open(&from).unwrap();
-        let copied = disk().copy((&source, &from), &path.join("to"), &|_| ()).unwrap();
+        let copied = disk()
+            .copy_with_holes((&source, &from), &path.join("to"), Some(super::super::holes::RUN), &|_| ())
+            .unwrap();
 
         assert_eq!((copied.digest, copied.size), (Digest::of(&bytes), 64 << 20));
         assert!(std::fs::read(path.join("to")).unwrap() == bytes);
         let blocks = |name: &str| std::fs::metadata(path.join(name)).unwrap().blocks() * 512;
         assert!(blocks("to") <= blocks("from") + (256 << 10), "{} blocks of {}", blocks("to"), blocks("from"));
         assert_eq!(hash(&source, &from, &|_| ()).unwrap(), (Digest::of(&bytes), 64 << 20));
+    }
+
+    #[test]
+    fn a_copy_has_no_blocks_for_pages_of_zeros() {
+        let (_dir, path) = dir();
+        let from = path.join("from");
+        let mut bytes = vec![0; (8 << 20) + 100];
+        for at in [4095, 1 << 20, 3_000_000, 8 << 20] {
+            bytes[at] = 7;
+        }
+        std::fs::write(&from, &bytes).unwrap();
+        let source = File::open(&from).unwrap();
+        let copied =
+            disk().copy_with_holes((&source, &from), &path.join("to"), Some(super::super::holes::PAGE), &|_| ());
+        assert_eq!((copied.as_ref().unwrap().digest, copied.unwrap().size), (Digest::of(&bytes), bytes.len() as u64));
+        assert!(std::fs::read(path.join("to")).unwrap() == bytes);
+        let metadata = std::fs::metadata(path.join("to")).unwrap();
+        assert!(metadata.blocks() * 512 <= 64 << 10, "{} blocks for four pages", metadata.blocks());
     }
 
     #[test]

@@ -1,28 +1,31 @@
-//! Locks: `flock(2)` on files and directories, through fs2.
+//! Locks: `flock(2)` on files and directories, through fs2, which gives up when a signal arrives; we do not.
 //!
 //! | lock on | shared | exclusive |
 //! |---|---|---|
 //! | `.store/locks/<key>` | | who builds the key, from the first question to the publication |
-//! | `.store/` | each operation that changes the store, while it does | repair, upgrade |
+//! | `.store/` | each operation that changes the store, while it does | repair, upgrade, the first adoption |
+//! | `.store/pins/` | | who makes, changes or sweeps a pin |
 //! | `templates/<id>/` | | who moves `current`, adds or removes a revision |
-//! | a revision, a draft | who uses it: the lease | who is about to remove it |
+//! | a revision, a draft, a directory of the trash | who uses it: the lease | who is about to remove it |
+//! | `.store/instances/` | who makes an instance visible | who removes the records of those that are gone |
 //! | `.store/objects/ab/` | who links to objects | who sweeps them |
+//! | `.store/keys/ab/` | | who changes an entry |
 //!
 //! They are taken in this order, and given back by the kernel when their holder dies. Between opening and
 //! locking, the name may come to mean another inode; so after each lock the two are compared, and all begins
 //! anew when they differ.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::OFlags;
 
-use super::Result;
 use super::read::{FileId, metadata_if_there};
+use super::{Result, reach, uninterrupted};
 use crate::error::At;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +42,9 @@ pub(crate) enum Patience {
     Forever,
 }
 
+/// Between fork and exec, the child of a process that starts programs has a copy of each lock. That is no use.
+pub(crate) const FORK_TIME: Duration = Duration::from_millis(500);
+
 /// A lock that is held until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Flock {
@@ -50,7 +56,7 @@ impl Flock {
     /// Locks a directory or file that exists, as long as the path names it; `None` when somebody else holds it.
     pub fn take(path: &Utf8Path, mode: Mode, patience: Patience) -> Result<Option<Flock>> {
         loop {
-            let lock = Flock::open(path, OpenOptions::new().read(true))?;
+            let lock = Flock::open(path, OFlags::RDONLY)?;
             match patience {
                 Patience::None if !lock.try_lock(mode)? => return Ok(None),
                 Patience::None => {}
@@ -72,11 +78,12 @@ impl Flock {
 
     /// Opens, without locking, a lock file that is made when it is missing.
     pub fn open_or_create(path: &Utf8Path) -> Result<Flock> {
-        Flock::open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false))
+        Flock::open(path, OFlags::RDWR | OFlags::CREATE)
     }
 
-    fn open(path: &Utf8Path, options: &mut OpenOptions) -> Result<Flock> {
-        let file = options.custom_flags(libc::O_NOFOLLOW).open(path).at("open", path)?;
+    fn open(path: &Utf8Path, flags: OFlags) -> Result<Flock> {
+        let mode = if flags.contains(OFlags::CREATE) { 0o666 } else { 0 };
+        let file = reach::open(path, flags, mode).at("open", path)?;
         Ok(Flock { file, path: path.to_owned() })
     }
 
@@ -85,7 +92,7 @@ impl Flock {
             Mode::Shared => fs2::FileExt::try_lock_shared,
             Mode::Exclusive => fs2::FileExt::try_lock_exclusive,
         };
-        match retry(|| lock(&self.file)) {
+        match uninterrupted(|| lock(&self.file)) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error).at("lock", &self.path),
@@ -97,12 +104,17 @@ impl Flock {
             Mode::Shared => fs2::FileExt::lock_shared,
             Mode::Exclusive => fs2::FileExt::lock_exclusive,
         };
-        retry(|| lock(&self.file)).at("lock", &self.path)
+        uninterrupted(|| lock(&self.file)).at("lock", &self.path)
+    }
+
+    /// What is locked.
+    pub fn id(&self) -> Result<FileId> {
+        Ok(FileId::of(&self.file.metadata().at("read", &self.path)?))
     }
 
     /// Whether the path still names the inode that is locked.
     pub fn still_named(&self) -> Result<bool> {
-        let ours = FileId::of(&self.file.metadata().at("read", &self.path)?);
+        let ours = self.id()?;
         Ok(metadata_if_there(&self.path)?.is_some_and(|named| FileId::of(&named) == ours))
     }
 
@@ -126,14 +138,9 @@ impl Flock {
     }
 }
 
-/// fs2 gives up when a signal arrives.
-fn retry(mut call: impl FnMut() -> io::Result<()>) -> io::Result<()> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
-        }
-    }
+/// Marks a new file as being written, until it is closed.
+pub(super) fn share(file: &File, path: &Utf8Path) -> Result<()> {
+    uninterrupted(|| fs2::FileExt::lock_shared(file)).at("lock", path)
 }
 
 /// Pauses that grow from a millisecond to 50, until a deadline.

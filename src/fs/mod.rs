@@ -1,26 +1,32 @@
 //! The only door to the disk.
 //!
 //! [`Disk`] has one method for each change that the store can make; each tells the observer first. Reads are
-//! plain functions. No other part of the library names `std::fs`, rustix, tempfile, fs2 or walkdir; the program's own
-//! code only reads.
+//! plain functions. Neither follows a link on the way to what it is about ([`reach`]). No other part of the library
+//! names `std::fs`, rustix, tempfile, fs2 or walkdir; the program's own code only reads.
 
 pub(crate) mod atomic;
 pub(crate) mod copy;
+pub(crate) mod duplicate;
+pub(crate) mod handle;
+pub(crate) mod holes;
 mod ioctl;
 pub(crate) mod lock;
 mod op;
+pub(crate) mod process;
+pub(crate) mod reach;
 pub(crate) mod read;
 pub(crate) mod remove;
 pub(crate) mod seal;
+pub(crate) mod walk;
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use rustix::fs::{CWD, RenameFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::error::{At, PathError};
@@ -51,11 +57,10 @@ impl Disk {
 
     /// A new, empty file that only this user can read yet, open for writing.
     pub fn create(&self, path: &Utf8Path, mode: u32) -> Result<File> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true).mode(mode).custom_flags(libc::O_NOFOLLOW);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let mut file = None;
         let mut open = || {
-            file = Some(options.open(path)?);
+            file = Some(reach::open(path, flags, mode)?);
             Ok(())
         };
         self.step(|| Op::Create { path: path.into() }, &mut open).at("create", path)?;
@@ -80,19 +85,25 @@ impl Disk {
     /// Writes at the end of a file that exists.
     pub fn append(&self, path: &Utf8Path, bytes: &[u8]) -> Result<()> {
         let len = bytes.len() as u64;
-        let mut file = OpenOptions::new().append(true).custom_flags(libc::O_NOFOLLOW).open(path).at("open", path)?;
+        let mut file = reach::open(path, OFlags::WRONLY | OFlags::APPEND, 0).at("open", path)?;
         self.step(|| Op::Append { path: path.into(), len }, || file.write_all(bytes)).at("append to", path)
     }
 
     /// Sets the length of a file.
     pub fn truncate(&self, path: &Utf8Path, len: u64) -> Result<()> {
-        let file = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(path).at("open", path)?;
+        let file = reach::open(path, OFlags::WRONLY, 0).at("open", path)?;
         self.set_len(&file, path, len)
     }
 
     /// Sets the length of an open file.
     pub fn set_len(&self, file: &File, path: &Utf8Path, len: u64) -> Result<()> {
         self.step(|| Op::Truncate { path: path.into(), len }, || file.set_len(len)).at("set the length of", path)
+    }
+
+    /// Gives a file blocks for this many bytes, which read as zeros.
+    pub fn allocate(&self, file: &File, path: &Utf8Path, len: u64) -> Result<()> {
+        let allocate = || fs2::FileExt::allocate(file, len);
+        self.step(|| Op::Allocate { path: path.into(), len }, allocate).at("set blocks aside for", path)
     }
 
     /// Makes a file's bytes, size, mode and times durable; not its name.
@@ -102,11 +113,18 @@ impl Disk {
 
     /// Makes the names in a directory durable.
     pub fn fsync_dir(&self, path: &Utf8Path) -> Result<()> {
-        self.sync_step(|| Op::FsyncDir { path: path.into() }, || File::open(path)?.sync_all()).at("sync", path)
+        let sync = || reach::open(path, reach::DIRECTORY, 0)?.sync_all();
+        self.sync_step(|| Op::FsyncDir { path: path.into() }, sync).at("sync", path)
+    }
+
+    /// Makes everything on the file system of `path` durable.
+    pub fn sync_file_system(&self, path: &Utf8Path) -> Result<()> {
+        let sync = || Ok(rustix::fs::syncfs(reach::open(path, reach::DIRECTORY, 0)?)?);
+        self.sync_step(|| Op::SyncFileSystem { path: path.into() }, sync).at("sync the file system of", path)
     }
 
     pub fn mkdir(&self, path: &Utf8Path, mode: u32) -> Result<()> {
-        let make = || fs::DirBuilder::new().mode(mode).create(path);
+        let make = || reach::mkdir(path.as_std_path(), mode);
         self.step(|| Op::Mkdir { path: path.into() }, make).at("create directory", path)
     }
 
@@ -124,16 +142,19 @@ impl Disk {
 
     pub fn rmdir(&self, path: impl AsRef<Path>) -> Result<()> {
         let (real, path) = (path.as_ref(), lossy(path.as_ref()));
-        self.step(|| Op::Rmdir { path: path.clone() }, || fs::remove_dir(real)).at("remove directory", &path)
+        let remove = || reach::remove(real, AtFlags::REMOVEDIR);
+        self.step(|| Op::Rmdir { path: path.clone() }, remove).at("remove directory", &path)
     }
 
     pub fn link(&self, from: &Utf8Path, to: &Utf8Path) -> Result<()> {
-        self.step(|| Op::Link { from: from.into(), to: to.into() }, || fs::hard_link(from, to)).at("link", to)
+        let link = || reach::link(from.as_std_path(), to.as_std_path());
+        self.step(|| Op::Link { from: from.into(), to: to.into() }, link).at("link", to)
     }
 
     pub fn unlink(&self, path: impl AsRef<Path>) -> Result<()> {
         let (real, path) = (path.as_ref(), lossy(path.as_ref()));
-        self.step(|| Op::Unlink { path: path.clone() }, || fs::remove_file(real)).at("remove", &path)
+        let remove = || reach::remove(real, AtFlags::empty());
+        self.step(|| Op::Unlink { path: path.clone() }, remove).at("remove", &path)
     }
 
     /// Removes a file that may be gone already.
@@ -145,7 +166,7 @@ impl Disk {
     }
 
     pub fn symlink(&self, target: &str, path: &Utf8Path) -> Result<()> {
-        let link = || std::os::unix::fs::symlink(target, path);
+        let link = || reach::symlink(target, path.as_std_path());
         self.step(|| Op::Symlink { target: target.into(), path: path.into() }, link).at("create link", path)
     }
 
@@ -153,17 +174,15 @@ impl Disk {
     ///
     /// Two names of one inode are left as they are: the kernel does nothing then, and reports success.
     pub fn rename(&self, from: &Utf8Path, to: &Utf8Path) -> Result<()> {
-        self.step(|| Op::Rename { from: from.into(), to: to.into() }, || fs::rename(from, to)).at("rename to", to)
+        let rename = || reach::rename(from.as_std_path(), to.as_std_path(), RenameFlags::empty());
+        self.step(|| Op::Rename { from: from.into(), to: to.into() }, rename).at("rename to", to)
     }
 
     /// Moves a directory to a name that must be free; the caller's lock keeps others from taking it.
     ///
     /// A file system that can't promise that gets a plain rename, which refuses a directory that is not empty.
     pub fn rename_noreplace(&self, from: &Utf8Path, to: &Utf8Path) -> Result<()> {
-        let rename = || {
-            rustix::fs::renameat_with(CWD, from.as_std_path(), CWD, to.as_std_path(), RenameFlags::NOREPLACE)
-                .map_err(io::Error::from)
-        };
+        let rename = || reach::rename(from.as_std_path(), to.as_std_path(), RenameFlags::NOREPLACE);
         let moved = self.step(|| Op::RenameNoReplace { from: from.into(), to: to.into() }, rename).at("rename to", to);
         match moved {
             Err(error) if error.errno() == Some(libc::EINVAL) => {
@@ -176,9 +195,15 @@ impl Disk {
         }
     }
 
+    /// Exchanges two names in one step.
+    pub fn rename_exchange(&self, from: &Utf8Path, to: &Utf8Path) -> Result<()> {
+        let rename = || reach::rename(from.as_std_path(), to.as_std_path(), RenameFlags::EXCHANGE);
+        self.step(|| Op::RenameExchange { from: from.into(), to: to.into() }, rename).at("exchange with", to)
+    }
+
     pub fn chmod(&self, path: impl AsRef<Path>, mode: u32) -> Result<()> {
         let (real, path) = (path.as_ref(), lossy(path.as_ref()));
-        let change = || fs::set_permissions(real, Permissions::from_mode(mode));
+        let change = || reach::chmod(real, mode);
         self.step(|| Op::Chmod { path: path.clone(), mode }, change).at("set the mode of", &path)
     }
 
@@ -213,21 +238,25 @@ impl Disk {
         self.step(|| Op::Foreign { path: path.into() }, || Ok(())).at("read", path)
     }
 
-    fn sync_step(&self, op: impl FnOnce() -> Op, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    fn sync_step(&self, op: impl FnOnce() -> Op, act: impl FnMut() -> io::Result<()>) -> io::Result<()> {
         match self.durability {
             Durability::Full => self.step(op, act),
             Durability::None => Ok(()),
         }
     }
 
-    fn step(&self, op: impl FnOnce() -> Op, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    /// Takes a step, and takes it again as long as a signal interrupts it.
+    ///
+    /// The standard library does so for some calls, and the kernel interrupts others on a file system of a server or
+    /// of a program (FUSE), or while it sets blocks aside: whoever uses the store should not have to know which.
+    fn step(&self, op: impl FnOnce() -> Op, mut act: impl FnMut() -> io::Result<()>) -> io::Result<()> {
         if self.observer.is_none() && !tracing::enabled!(tracing::Level::DEBUG) {
-            return act();
+            return uninterrupted(act);
         }
         let op = op();
         tracing::debug!("{op:?}");
-        let Some(observer) = &self.observer else { return act() };
-        match observer.before(&op) {
+        let Some(observer) = &self.observer else { return uninterrupted(act) };
+        uninterrupted(|| match observer.before(&op) {
             Verdict::Proceed => {
                 let outcome = act();
                 observer.after(&op, outcome.as_ref().map(|_| ()));
@@ -235,6 +264,16 @@ impl Disk {
             }
             Verdict::Skip => Ok(()),
             Verdict::Fail(error) => Err(error),
+        })
+    }
+}
+
+/// Does something again until no signal interrupts it.
+fn uninterrupted(mut act: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    loop {
+        match act() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
         }
     }
 }

@@ -37,6 +37,22 @@ pub enum Op {
         /// The new length in bytes.
         len: u64,
     },
+    /// Blocks given to a file, which read as zeros.
+    Allocate {
+        /// The file.
+        path: Utf8PathBuf,
+        /// The new length in bytes.
+        len: u64,
+    },
+    /// The blocks of a range taken away; it reads as zeros, as it did before.
+    PunchHole {
+        /// The file.
+        path: Utf8PathBuf,
+        /// Where the range starts, in bytes.
+        start: u64,
+        /// How many bytes it has.
+        len: u64,
+    },
     /// A file made durable: its data, size, mode and times, not its name.
     Fsync {
         /// The file.
@@ -45,6 +61,11 @@ pub enum Op {
     /// The names in a directory made durable.
     FsyncDir {
         /// The directory.
+        path: Utf8PathBuf,
+    },
+    /// Everything on a file system made durable.
+    SyncFileSystem {
+        /// A path on it.
         path: Utf8PathBuf,
     },
     /// A new directory.
@@ -103,6 +124,15 @@ pub enum Op {
         path: Utf8PathBuf,
         /// The new bits.
         mode: u32,
+    },
+    /// An owner set.
+    Chown {
+        /// The file or directory.
+        path: Utf8PathBuf,
+        /// The new owner.
+        uid: u32,
+        /// The new group.
+        gid: u32,
     },
     /// The modification time set to [`SEALED_MTIME`](crate::format::SEALED_MTIME).
     SetMtime {

@@ -1,14 +1,19 @@
 //! Reads. Nothing here changes the disk.
 
-use std::fs::{self, File, FileType, Metadata, OpenOptions};
+use std::collections::HashSet;
+use std::fs;
+pub(crate) use std::fs::{File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, PoisonError};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use rayon::prelude::*;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
-use walkdir::WalkDir;
 
-use super::Result;
+use super::{Result, reach};
 use crate::error::{At, PathError};
 
 /// Documents larger than this were not written by a template store.
@@ -22,8 +27,16 @@ pub(crate) struct FileId {
 }
 
 impl FileId {
+    /// Of nothing that exists.
+    pub const NONE: FileId = FileId { device: u64::MAX, inode: u64::MAX };
+
     pub fn of(metadata: &Metadata) -> FileId {
         FileId { device: metadata.dev(), inode: metadata.ino() }
+    }
+
+    /// Its number on its file system.
+    pub fn inode(self) -> u64 {
+        self.inode
     }
 
     pub fn same_file_system(self, other: FileId) -> bool {
@@ -31,24 +44,16 @@ impl FileId {
     }
 }
 
-/// A file or directory below a directory that was walked.
-#[derive(Debug, Clone)]
-pub(crate) struct Entry {
-    /// Below the directory.
-    pub relative: Utf8PathBuf,
-    /// The whole path.
-    pub path: Utf8PathBuf,
-    pub kind: FileType,
-    pub metadata: Metadata,
-}
-
 /// Opens a regular file for reading; a symbolic link is refused, and a pipe does not block.
 pub(crate) fn open(path: &Utf8Path) -> Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    let file = options.open(path).at("open", path)?;
-    if file.metadata().at("read", path)?.is_file() {
-        Ok(file)
+    Ok(open_with_metadata(path)?.0)
+}
+
+fn open_with_metadata(path: &Utf8Path) -> Result<(File, Metadata)> {
+    let file = reach::open(path, OFlags::RDONLY | OFlags::NONBLOCK, 0).at("open", path)?;
+    let metadata = file.metadata().at("read", path)?;
+    if metadata.is_file() {
+        Ok((file, metadata))
     } else {
         Err(io::Error::other("it is not a regular file")).at("open", path)
     }
@@ -56,7 +61,8 @@ pub(crate) fn open(path: &Utf8Path) -> Result<File> {
 
 /// The bytes of a small file of the store.
 pub(crate) fn bytes(path: &Utf8Path) -> Result<Vec<u8>> {
-    bytes_of(open(path)?, path)
+    let (file, metadata) = open_with_metadata(path)?;
+    bytes_of_size(&file, metadata.len(), path)
 }
 
 /// The bytes of a small file that the user named; links are followed.
@@ -70,18 +76,69 @@ pub(crate) fn user_bytes_if_there(path: &Utf8Path) -> Result<Option<Vec<u8>>> {
 
 fn bytes_of(file: File, path: &Utf8Path) -> Result<Vec<u8>> {
     let size = file.metadata().at("read", path)?.len();
+    bytes_of_size(&file, size, path)
+}
+
+/// The bytes of a file that was just seen to have this size.
+fn bytes_of_size(mut file: &File, size: u64, path: &Utf8Path) -> Result<Vec<u8>> {
     if size > LARGEST_DOCUMENT {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is too large for what it should be"))
             .at("read", path);
     }
-    let mut bytes = Vec::with_capacity(size as usize);
-    file.take(LARGEST_DOCUMENT).read_to_end(&mut bytes).at("read", path)?;
-    Ok(bytes)
+    // One byte more than it has: a read that leaves room has seen the end.
+    let mut bytes = vec![0; size as usize + 1];
+    let mut filled = 0;
+    loop {
+        match file.read(&mut bytes[filled..]) {
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error).at("read", path),
+        }
+        if filled < bytes.len() {
+            bytes.truncate(filled);
+            return Ok(bytes);
+        }
+        // It grew meanwhile.
+        if filled as u64 > LARGEST_DOCUMENT {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is too large for what it should be"))
+                .at("read", path);
+        }
+        bytes.resize(filled * 2, 0);
+    }
 }
 
 /// The bytes of a small file that may not be there.
 pub(crate) fn bytes_if_there(path: &Utf8Path) -> Result<Option<Vec<u8>>> {
     if_there(bytes(path))
+}
+
+/// A directory that is open: what is below it is found without the way to it.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    dir: File,
+    path: Utf8PathBuf,
+}
+
+impl Directory {
+    /// `None` if there is nothing. A symbolic link is no directory.
+    pub fn open(path: &Utf8Path) -> Result<Option<Directory>> {
+        let opened = if_there(reach::open(path, reach::DIRECTORY, 0).at("open", path))?;
+        Ok(opened.map(|dir| Directory { dir, path: path.to_owned() }))
+    }
+
+    /// The bytes of a small file below it that may not be there.
+    pub fn bytes_if_there(&self, below: &Utf8Path) -> Result<Option<Vec<u8>>> {
+        // The whole path is for errors only.
+        let at = |error: io::Error| PathError { doing: "read", path: self.path.join(below), source: error };
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let opened = reach::open_from(self.dir.as_fd(), below.as_std_path(), flags, 0).map_err(at);
+        let Some(file) = if_there(opened)? else { return Ok(None) };
+        let found = rustix::fs::fstat(&file).map_err(|error| at(error.into()))?;
+        match rustix::fs::FileType::from_raw_mode(found.st_mode) {
+            rustix::fs::FileType::RegularFile => bytes_of_size(&file, found.st_size as u64, below).map(Some),
+            _ => Err(io::Error::other("it is not a regular file")).at("open", &self.path.join(below)),
+        }
+    }
 }
 
 /// What is at the path itself, not behind a link.
@@ -93,11 +150,58 @@ pub(crate) fn metadata_if_there(path: &Utf8Path) -> Result<Option<Metadata>> {
     if_there(metadata(path))
 }
 
+/// As [`metadata_if_there`], in a tree that a builder made: what lies deeper than a path can say is left out.
+pub(crate) fn metadata_in_tree(path: &Utf8Path) -> Result<Option<Metadata>> {
+    match metadata_if_there(path) {
+        Err(error) if error.errno() == Some(libc::ENAMETOOLONG) => Ok(None),
+        found => found,
+    }
+}
+
 pub(crate) fn exists(path: &Utf8Path) -> Result<bool> {
     Ok(metadata_if_there(path)?.is_some())
 }
 
-fn if_there<T>(read: Result<T>) -> Result<Option<T>> {
+/// What a file or directory takes on its file system (`st_blocks`, stat(2)), in bytes.
+pub(crate) fn bytes_on_disk(metadata: &Metadata) -> u64 {
+    metadata.blocks() * 512
+}
+
+/// What directories and all below them take on the disk, in bytes; each inode counts once, and takes `inode` more.
+pub(crate) fn trees_size(dirs: &[Utf8PathBuf], inode: u64) -> Result<u64> {
+    let seen = Mutex::default();
+    let mut bytes = 0;
+    let mut left = dirs.to_vec();
+    // Threads share out what is so far down.
+    for _ in 0..3 {
+        let mut below = Vec::new();
+        for path in left {
+            bytes += size_of(&path, inode, &seen, &mut below)?;
+        }
+        left = below;
+    }
+    let trees = left.into_par_iter().map(|path| {
+        let (mut bytes, mut left) = (0, vec![path]);
+        while let Some(path) = left.pop() {
+            bytes += size_of(&path, inode, &seen, &mut left)?;
+        }
+        Ok(bytes)
+    });
+    Ok(bytes + trees.sum::<Result<u64>>()?)
+}
+
+/// What one file or directory takes, unless its inode was seen; what is in a directory goes to `below`.
+fn size_of(path: &Utf8Path, inode: u64, seen: &Mutex<HashSet<FileId>>, below: &mut Vec<Utf8PathBuf>) -> Result<u64> {
+    let Some(metadata) = metadata_in_tree(path)? else { return Ok(0) };
+    if metadata.is_dir() {
+        below.extend(names(path)?.into_iter().map(|name| path.join(name)));
+    }
+    let is_new = || seen.lock().unwrap_or_else(PoisonError::into_inner).insert(FileId::of(&metadata));
+    let counts = metadata.is_dir() || metadata.nlink() == 1 || is_new();
+    Ok(if counts { bytes_on_disk(&metadata) + inode } else { 0 })
+}
+
+pub(super) fn if_there<T>(read: Result<T>) -> Result<Option<T>> {
     match read {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.is_not_found() => Ok(None),
@@ -116,37 +220,86 @@ pub(crate) fn canonical(path: &Utf8Path) -> Result<Utf8PathBuf> {
     path.canonicalize_utf8().at("find", path)
 }
 
+/// A name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Name {
+    pub name: String,
+    pub inode: u64,
+    pub is_dir: bool,
+}
+
 /// The names in a directory that may not be there, sorted; those that are not UTF-8 are not ours.
 pub(crate) fn names(dir: &Utf8Path) -> Result<Vec<String>> {
-    let Some(entries) = if_there(fs::read_dir(dir).at("list", dir))? else { return Ok(Vec::new()) };
+    Ok(list(dir)?.into_iter().map(|entry| entry.name).collect())
+}
+
+/// What is in a directory that may not be there, sorted by name. A symbolic link in its place is no directory, and
+/// neither is one in it.
+pub(crate) fn list(dir: &Utf8Path) -> Result<Vec<Name>> {
+    let Some(opened) = if_there(reach::open(dir, reach::DIRECTORY, 0).at("list", dir))? else { return Ok(Vec::new()) };
     let mut names = Vec::new();
-    for entry in entries {
-        names.extend(entry.at("list", dir)?.file_name().into_string());
+    for entry in rustix::fs::Dir::new(opened).at("list", dir)? {
+        let entry = entry.at("list", dir)?;
+        let Ok(name) = entry.file_name().to_str() else { continue };
+        if matches!(name, "." | "..") {
+            continue;
+        }
+        let is_dir = match entry.file_type() {
+            rustix::fs::FileType::Directory => true,
+            // A file system that does not say.
+            rustix::fs::FileType::Unknown => metadata_if_there(&dir.join(name))?.is_some_and(|found| found.is_dir()),
+            _ => false,
+        };
+        names.push(Name { name: name.to_owned(), inode: entry.ino(), is_dir });
     }
     names.sort_unstable();
     Ok(names)
 }
 
-/// All that is below a directory, each directory before what it holds, sorted; links are not followed.
-///
-/// # Errors
-/// A name that is not UTF-8 is one.
-pub(crate) fn walk(dir: &Utf8Path) -> Result<Vec<Entry>> {
-    let walker = WalkDir::new(dir).min_depth(1).sort_by_file_name().follow_links(false);
-    walker.into_iter().map(|entry| entry_of(dir, entry)).collect()
+/// What is at a path below a directory.
+#[derive(Debug)]
+pub(crate) enum Place {
+    Missing,
+    /// On the way there is something that is no directory.
+    Swapped {
+        path: Utf8PathBuf,
+        is: String,
+    },
+    At(Metadata),
 }
 
-fn entry_of(dir: &Utf8Path, entry: walkdir::Result<walkdir::DirEntry>) -> Result<Entry> {
-    let entry = entry.at("list", dir)?;
-    let kind = entry.file_type();
-    let metadata = entry.metadata().at("list", dir)?;
-    let path = Utf8PathBuf::from_path_buf(entry.into_path()).map_err(|path| PathError {
-        doing: "use",
-        path: path.to_string_lossy().into_owned().into(),
-        source: io::Error::new(io::ErrorKind::InvalidFilename, "its name is not UTF-8; rename it"),
-    })?;
-    let relative = path.strip_prefix(dir).expect("a walk stays below its root").to_owned();
-    Ok(Entry { relative, path, kind, metadata })
+/// Looks at a path below a directory without following a link on the way.
+pub(crate) fn place(base: &Utf8Path, relative: &Utf8Path) -> Result<Place> {
+    let mut at = base.to_owned();
+    let mut parts = relative.components().peekable();
+    while let Some(part) = parts.next() {
+        at.push(part);
+        match metadata_if_there(&at)? {
+            None => return Ok(Place::Missing),
+            Some(metadata) if parts.peek().is_none() => return Ok(Place::At(metadata)),
+            Some(metadata) if metadata.is_dir() => {}
+            Some(metadata) => return Ok(Place::Swapped { is: describe(&at, &metadata), path: at }),
+        }
+    }
+    Ok(Place::At(metadata(base)?))
+}
+
+/// What something is, for people.
+pub(crate) fn describe(path: &Utf8Path, metadata: &Metadata) -> String {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = metadata.file_type();
+    match () {
+        () if kind.is_symlink() => {
+            let target = link_if_there(path).ok().flatten().unwrap_or_default();
+            format!("a symbolic link to {target:?}")
+        }
+        () if kind.is_file() && metadata.len() == 0 => "an empty file".into(),
+        () if kind.is_file() => "a file".into(),
+        () if kind.is_dir() => "a directory".into(),
+        () if kind.is_fifo() => "a pipe".into(),
+        () if kind.is_socket() => "a socket".into(),
+        () => "a device".into(),
+    }
 }
 
 /// The names of a file's extended attributes, but for those that the system keeps on every file.
@@ -167,9 +320,71 @@ pub(crate) fn user() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
+/// The group of what this process makes.
+pub(crate) fn group() -> u32 {
+    rustix::process::getegid().as_raw()
+}
+
 /// Whether this user may share an inode: nobody who could change it later is anybody else than this user or root.
 pub(crate) fn can_share(metadata: &Metadata) -> bool {
     [0, user()].contains(&metadata.uid())
+}
+
+/// The bytes of the file system, and those that this user can still write.
+pub(crate) fn space(path: &Utf8Path) -> Result<(u64, u64)> {
+    let found = fs2::statvfs(path).at("read the free space of", path)?;
+    Ok((found.total_space(), found.available_space()))
+}
+
+/// Whether files on a file system can have blocks in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    Never,
+    /// Those of one file can be asked about.
+    Possible,
+    /// It shares and compresses behind our back: what a file takes is not what its removal frees.
+    Always,
+}
+
+/// Numbers: `linux/magic.h`.
+const XFS: u32 = 0x5846_5342;
+const BTRFS: u32 = 0x9123_683E;
+const EXT: u32 = 0xEF53;
+const TMPFS: u32 = 0x0102_1994;
+
+fn kind(path: &Utf8Path) -> Result<u32> {
+    Ok(rustix::fs::statfs(path.as_std_path()).at("read", path)?.f_type as u32)
+}
+
+/// The name of a file system that people know; `None` for others.
+pub(crate) fn file_system_name(path: &Utf8Path) -> Option<&'static str> {
+    match kind(path).ok()? {
+        XFS => Some("XFS"),
+        BTRFS => Some("btrfs"),
+        EXT => Some("ext4"),
+        TMPFS => Some("tmpfs"),
+        _ => None,
+    }
+}
+
+pub(crate) fn sharing(path: &Utf8Path) -> Result<Sharing> {
+    Ok(match kind(path)? {
+        EXT | TMPFS => Sharing::Never,
+        XFS => Sharing::Possible,
+        BTRFS => Sharing::Always,
+        _ => Sharing::Possible,
+    })
+}
+
+/// What an inode takes beside its blocks, in bytes. XFS makes room for inodes as they are needed, and gives it back;
+/// they have 512 bytes unless somebody chose otherwise (mkfs.xfs(8)). Other file systems have theirs from the start.
+pub(crate) fn inode_size(path: &Utf8Path) -> Result<u64> {
+    Ok(if kind(path)? == XFS { 512 } else { 0 })
+}
+
+/// Whether a file has blocks in common with another one.
+pub(crate) fn has_shared_extents(path: &Utf8Path) -> Result<bool> {
+    super::ioctl::has_shared_extents(&open(path)?).at("ask about the blocks of", path)
 }
 
 /// Bytes that this user can still write to the file system.

@@ -129,21 +129,14 @@ fills_the_disk() {
   fi
 }
 
-small_disk=${ACCEPT_SMALL:-}
-if [[ -z $small_disk && $(id -u) == 0 ]]; then
-  small_disk=$work/small
-  mkdir "$small_disk"
-  mount -t tmpfs -o size=64m template-store-small "$small_disk"
-  mounts+=("$small_disk")
-fi
-if [[ -n $small_disk ]]; then
-  store=$small_disk/store
+if own_disk 64; then
+  store=$disk/store
   ts init >/dev/null
   build good good -- "$tools/small-image" good >/dev/null
   left=$(($(stat -f -c '%a * %S' "$store")))
-  fallocate -l $((left - 10 * 1048576)) "$small_disk/ballast"
+  fallocate -l $((left - 10 * 1048576)) "$disk/ballast"
   full_disk
-  rm -rf "$small_disk/ballast"
+  rm -rf "$disk/ballast"
 else
   skip "a disk with 10 MiB left: needs root or ACCEPT_SMALL"
 fi

@@ -162,10 +162,57 @@ wait_for() {
   done
 }
 
+# own_disk MIB: $disk is an empty file system that nothing else uses, and that may
+# be filled; fails when there is none.
+own_disk() {
+  disk=${ACCEPT_SMALL:-}
+  if [[ -n $disk ]]; then
+    chmod -R u+w "$disk"/* 2>/dev/null || true
+    rm -rf "$disk"/*
+  elif [[ $(id -u) == 0 ]]; then
+    disk=$work/disk.${#mounts[@]}
+    mkdir "$disk"
+    mount -t tmpfs -o "size=$1m" template-store-small "$disk"
+    mounts+=("$disk")
+  else
+    return 1
+  fi
+}
+
+# clean STORE: a verification finds nothing, not even a leftover, but that a user has
+# lent something to another; nothing of a dead process is there, and no object without
+# a revision.
+clean() {
+  expect 0 '"clean": *true' "$program" --store "$1" --json verify
+  [[ -z $(notes_but other_owner <"$said_out") ]] || die "there are notes: $(cat "$said_out")"
+  leaves_nothing "$1"
+}
+
+notes_but() { # KIND
+  python3 -c '
+import json, sys
+print(*(finding["path"] for finding in json.load(sys.stdin)["findings"] if finding["kind"] != sys.argv[1]))' "$1"
+}
+
+leaves_nothing() { # STORE
+  local left
+  left=$(cd "$1/.store" && find drafts trash locks leases -mindepth 1; find objects -type f -links 1)
+  [[ -z $left ]] || die "left behind: $left"
+  left=$(python3 "$tools/look.py" dangling_keys "$1")
+  [[ -z $left ]] || die "keys of revisions that are gone: $left"
+}
+
+# all_right STORE: each file of each revision has the digest that its record has.
+all_right() {
+  python3 "$tools/look.py" all_digests "$1" >"$work/digests"
+  (cd "$1" && b3sum --no-mmap --check --quiet "$work/digests")
+}
+
 gone() { # PID: no such process, or one that only waits to be reaped
   ! grep -q '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$1/status" 2>/dev/null
 }
 
-command -v b3sum >/dev/null || right() {
-  echo "no b3sum: the digests were not checked" >&2
-}
+if ! command -v b3sum >/dev/null; then
+  right() { echo "no b3sum: the digests were not checked" >&2; }
+  all_right() { right; }
+fi

@@ -1,5 +1,6 @@
 """What the checks read: fields of JSON, digests, and a revision as mvm 0.11 reads it."""
 
+import glob
 import hashlib
 import json
 import os
@@ -27,16 +28,74 @@ def field(name):
     sys.exit(f"no field {name}")
 
 
+def at(path):
+    """The value at a path such as report.freed of the document on stdin."""
+    value = json.load(sys.stdin)
+    for part in path.split("."):
+        value = value[int(part)] if isinstance(value, list) else value[part]
+    print(value if isinstance(value, str) else json.dumps(value))
+
+
+def finds(kinds, path):
+    """The report of a verification on stdin has a path that ends so, as an error or a warning of these kinds."""
+    report = json.load(sys.stdin)
+    found = [one for one in report["findings"] if one["severity"] != "note"]
+    if not any(one["path"].endswith("/" + path) and one["kind"] in kinds.split("|") for one in found):
+        sys.exit(f"{path} is not found to be {kinds}, but: {json.dumps(found, indent=1)}")
+
+
+def going():
+    """The revisions that the plan on stdin lets go."""
+    revisions = json.load(sys.stdin)["plan"]["revisions"]
+    print_names(one for one in revisions if one["verdict"] == "goes")
+
+
+def removed():
+    """The revisions that the collection on stdin has removed."""
+    print_names(json.load(sys.stdin)["report"]["removed"])
+
+
+def print_names(revisions):
+    for name in sorted(f"{one['template']}@{one['revision']}" for one in revisions):
+        print(name)
+
+
 def digests(revision):
     """The digests that revision.json records, in the format of b3sum."""
+    print_digests(revision, "")
+
+
+def all_digests(store):
+    """The digests that all records of a store have; paths are below the store."""
+    for record in sorted(glob.glob(glob.escape(store) + "/templates/*/artifacts/*/revision.json")):
+        revision = os.path.dirname(record)
+        print_digests(revision, os.path.relpath(revision, store) + "/")
+
+
+def print_digests(revision, before):
     with open(os.path.join(revision, "revision.json")) as file:
         record = json.load(file)
     for entry in walk(record):
         if "path" in entry and "blake3" in entry:
             size = os.stat(os.path.join(revision, entry["path"])).st_size
             if size != entry["size"]:
-                sys.exit(f"{entry['path']} has {size} bytes, revision.json says {entry['size']}")
-            print(f"{entry['blake3']}  {entry['path']}")
+                sys.exit(f"{revision}/{entry['path']} has {size} bytes, revision.json says {entry['size']}")
+            print(f"{entry['blake3']}  {before}{entry['path']}")
+
+
+def dangling_keys(store):
+    """The entries of the index of keys that name a revision which is not there."""
+    for found in dangling(store):
+        print(found)
+
+
+def dangling(store):
+    for path in sorted(glob.glob(glob.escape(store) + "/.store/keys/*/*.json")):
+        with open(path) as file:
+            entry = json.load(file)
+        for hint in entry["revisions"]:
+            if not os.path.isdir(f"{store}/templates/{hint['template']}/artifacts/{hint['revision']}"):
+                yield f"{path} {hint['template']} {hint['revision']}"
 
 
 # What mvm 0.11 requires of revision.json and template.json, and nothing else.
@@ -98,4 +157,5 @@ def mvm(store, template):
 
 
 if __name__ == "__main__":
-    {"field": field, "digests": digests, "mvm": mvm}[sys.argv[1]](*sys.argv[2:])
+    commands = [all_digests, at, dangling_keys, digests, field, finds, going, mvm, removed]
+    {command.__name__: command for command in commands}[sys.argv[1]](*sys.argv[2:])

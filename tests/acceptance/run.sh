@@ -11,16 +11,26 @@
 # From the environment, all optional:
 #   ACCEPT_KERNEL  kernel for the large image (default: the newest in /boot)
 #   ACCEPT_TREE    files for the large image, 800 MiB at most (default: /usr/bin)
-#   ACCEPT_SMALL   an empty file system of 64 to 512 MiB that may be filled
+#   ACCEPT_SMALL   an empty file system of 64 to 512 MiB that may be filled, and
+#                  that nothing else uses; ext4 made with -m 0
 #                  (default: a tmpfs when run as root, else the check is skipped)
 #   ACCEPT_USER    the second user that root lends a store to (default: nobody)
+#   ACCEPT_REVISIONS  so many in the store that is collected (default: 1000;
+#                  10000 need an ACCEPT_SMALL of 1 GiB)
+#   ACCEPT_KILLS   so often a collection, an instance and an attach are killed; from 200 on,
+#                  each command at every system call, else at some (default: 200)
+#   ACCEPT_INSTANCES  so many of a 1 GiB image (default: 40; 12 where files can't be cloned)
+#   ACCEPT_ALONE   set when nobody else writes to the file system of DIR: then df
+#                  must show what is said of its blocks (default: not checked)
+#   STRESS         so many seconds of eight processes at work (default: 15)
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-groups=(demo large one-build readers mvm hostile shared bad-input)
+groups=(demo large one-build readers mvm hostile shared bad-input
+  collect leased killed damage full adopt instances snapshots interrupted stress)
 
 if [[ $# -lt 2 ]]; then
-  sed -n '2,19s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  sed -n '2,28s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 fi
 
@@ -28,8 +38,13 @@ source "$here/lib.sh"
 prepare "$1" "$2"
 shift 2
 
+took=()
 for group in "${@:-${groups[@]}}"; do
   echo "== $group"
+  took+=("$group $SECONDS")
   source "$here/$group.sh"
+  took[-1]="$group $((SECONDS - ${took[-1]##* })) s"
 done
+printf -v took '%s, ' "${took[@]}"
+note "${took%, }"
 summary

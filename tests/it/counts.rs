@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 
 use camino::Utf8Path;
-use template_store::{Build, Durability, Expect, Known, Outcome, Resources};
+use template_store::{Build, Durability, Expect, Known, Outcome, Resources, SnapshotFiles, SnapshotOptions};
 
 use steps::{Counts, World, fill, id, inputs, publish, reuse, say};
 
@@ -185,7 +185,7 @@ fn a_reuse_into_another_template_waits_six_times() {
             ("write", 2),
         ]
     );
-    assert_eq!(counts.in_vain, [("mkdir", 1), ("unlink", 1)]);
+    assert_eq!(counts.in_vain, [("unlink", 1)]);
 
     world.create("big", 4096);
     let (_, other_machine) = world.count(|store| reuse(store, "big", "lock"));
@@ -219,12 +219,104 @@ fn an_activation_waits_three_times() {
 }
 
 #[test]
+fn an_instance_waits_six_times() {
+    let world = World::with_template("web");
+    let (revision, _) = publish(&world.store, "web", "lock", Known::Reuse, 1);
+    let vms = world.beside("vms");
+    let (_, counts) = world.count(|_| revision.instance(vms.join("1")).unwrap());
+    assert_eq!(
+        counts.syncs,
+        [
+            // The bytes, before a name leads to them; those of a hard link are durable.
+            "../vms/half/rootfs.ext4",
+            "../vms/half/fc.json",
+            "../vms/half/instance.json",
+            // Their names, before the directory has its own.
+            "../vms/half",
+            // The note, before there is something to note.
+            ".store/instances",
+            // The name, before anybody is told.
+            "../vms",
+        ]
+    );
+    let once = ["rename to a free name", "mkdir", "symlink"];
+    let counted = |name: &str| counts.changes.iter().chain(&counts.in_vain).find(|(kind, _)| *kind == name);
+    assert!(once.iter().all(|name| counted(name) == Some(&(*name, 1))), "{:?}", counts.changes);
+    assert_eq!(counted("link"), Some(&("link", 2)), "the kernel and the configuration");
+    assert_eq!(counted("clone"), Some(&("clone", 1)), "the disk; where it fails, it is copied");
+}
+
+#[test]
+fn a_dense_file_is_opened_once_more_and_hashed_again() {
+    let world = World::with_template("web");
+    let Build::Draft(draft) = world.store.build(&id("web"), &inputs("lock")).unwrap() else { unreachable!() };
+    fill(draft.path(), 1, LARGE);
+    fs::write(draft.path().join("rootfs.ext4"), [[0; LARGE], [7; LARGE], [0; LARGE]].concat()).unwrap();
+    let (_, mut counts) = world.count(|_| draft.seal().unwrap());
+    counts.syncs.sort_unstable();
+    assert_eq!(counts.syncs, ["draft/fc-base.json", "draft/rootfs.ext4", "draft/vmlinux"], "each file once");
+    let changes = counts
+        .changes
+        .iter()
+        .filter(|(kind, _)| !["link", "mkdir", "rmdir", "truncate", "unlink", "write"].contains(kind));
+    assert_eq!(
+        changes.copied().collect::<Vec<_>>(),
+        [
+            ("chmod", 6),        // the directory, three files read-only, one of them writable and read-only again
+            ("punch a hole", 2), // its two runs of zeros
+            ("set mtime", 4),    // of three files, and once more after the holes
+        ]
+    );
+}
+
+#[test]
+fn a_snapshot_waits_nine_times_and_as_often_when_it_is_replaced() {
+    let world = World::with_template("web");
+    let (revision, _) = publish(&world.store, "web", "lock", Known::Reuse, 1);
+    let vm = world.beside("vm");
+    for (name, size) in [("vmstate", 100), ("disk", 5000)] {
+        fs::write(vm.join(name), vec![7; size]).unwrap();
+    }
+    fs::File::create(vm.join("mem")).unwrap().set_len(512 << 20).unwrap();
+    let files =
+        SnapshotFiles::new(vm.join("vmstate"), vm.join("mem")).drive("rootfs".parse().unwrap(), vm.join("disk"));
+    let attach = || revision.attach_snapshot(&files, &SnapshotOptions::default(), &mut ()).unwrap();
+    let (_, mut counts) = world.count(|_| attach());
+    let (made, dir) = (format!("draft/web@{}", revision.id()), format!("templates/web/artifacts/{}", revision.id()));
+    counts.syncs[..3].sort_unstable(); // files are copied in parallel
+    assert_eq!(
+        counts.syncs,
+        [
+            // The bytes, before the directory has its final name.
+            format!("{made}/drives/rootfs"),
+            format!("{made}/mem.bin"),
+            format!("{made}/vmstate.bin"),
+            format!("{made}/snapshot.json"),
+            // The names of the five.
+            format!("{made}/drives"),
+            made.clone(),
+            // The final name, before the old snapshot is deleted and the record speaks of the new one.
+            dir.clone(),
+            // The record, and its name.
+            "draft".to_owned(),
+            dir,
+        ]
+    );
+    let (_, mut replaced) = world.count(|_| attach());
+    replaced.syncs[..3].sort_unstable();
+    assert_eq!(replaced.syncs, counts.syncs);
+    let number = |kind| replaced.changes.iter().find(|(found, _)| *found == kind).map(|(_, number)| *number);
+    assert_eq!((number("exchange"), number("unlink"), number("rename to a free name")), (Some(1), Some(4), None));
+}
+
+#[test]
 fn a_store_without_durability_never_waits() {
     let world = World::new(Durability::None);
     let (_, counts) = world.count(|store| {
         let (first, _) = publish(store, "web", "lock", Known::Reuse, 1);
         let _ = publish(store, "web", "other", Known::Reuse, 2);
         let _ = reuse(store, "api", "lock");
+        first.instance(world.beside("vms").join("1")).unwrap();
         store.activate(&id("web"), first.id(), Expect::Any).unwrap()
     });
     assert_eq!(counts.syncs, Vec::<String>::new());

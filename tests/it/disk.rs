@@ -1,44 +1,17 @@
-//! A disk that fails: whichever step it is, the store stays whole, says so, and the next try succeeds.
+//! A file system that can't do some things, has no room, or takes no changes. What each failing step does is in `faults`.
 
 use std::io;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::io::Errno;
 use template_store::observe::{Observer, Op, Verdict};
-use template_store::{
-    Error, ErrorKind, Expect, Import, ImportOptions, Note, Removal, Result, Revision, Store, StoreOptions, TemplateSpec,
-};
+use template_store::{Error, ErrorKind, Expect, Note, Removal, Revision, Store, StoreOptions};
 
 use crate::support::{
-    Heard, Place, assert_clean, assert_error, assert_right, build, bytes, draft, id, image, inode, inputs, listing,
-    names, object_of, reused_with, template, when_free,
+    Heard, Place, assert_clean, assert_error, assert_right, build, bytes, draft, id, inode, inputs, listing, object_of,
+    reused_with, when_free,
 };
-
-/// Fails one step, and says which.
-#[derive(Debug)]
-struct Failing {
-    nth: usize,
-    seen: AtomicUsize,
-    failed: std::sync::Mutex<Option<Op>>,
-}
-
-impl Failing {
-    fn at(nth: usize) -> Arc<Failing> {
-        Arc::new(Failing { nth, seen: AtomicUsize::new(0), failed: Default::default() })
-    }
-}
-
-impl Observer for Failing {
-    fn before(&self, op: &Op) -> Verdict {
-        if self.seen.fetch_add(1, Ordering::Relaxed) != self.nth {
-            return Verdict::Proceed;
-        }
-        *self.failed.lock().unwrap() = Some(op.clone());
-        Verdict::Fail(io::Error::from_raw_os_error(Errno::NOSPC.raw_os_error()))
-    }
-}
 
 /// A place with `web`, whose revisions `a` and `b` were current one after the other.
 fn two() -> Place {
@@ -66,138 +39,8 @@ fn assert_whole(store: &Store, after: &str) {
     }
 }
 
-/// Fails each step of some work in turn; `done` says whether its effect is there.
-fn fail_each_step(work: impl Fn(&Place, &Store) -> Result<()>, done: impl Fn(&Store) -> bool) {
-    let mut failures = 0;
-    for nth in 0.. {
-        let place = two();
-        let failing = Failing::at(nth);
-        let result = {
-            let store = Store::open_with(place.root(), &StoreOptions::default().observer(failing.clone())).unwrap();
-            work(&place, &store)
-        };
-        let Some(op) = failing.failed.lock().unwrap().clone() else {
-            result.expect("nothing failed");
-            break;
-        };
-        let after = format!("step {nth}, {op:?}, which gave {result:?}");
-        let store = Store::open(place.root()).unwrap();
-        assert_whole(&store, &after);
-        if let Err(error) = &result {
-            failures += 1;
-            let text = error.to_string();
-            assert!(text.contains("No space left") && text.contains("free space"), "after {after}: {text}");
-        } else {
-            assert!(done(&store), "it reported success after {after}");
-        }
-        if result.is_err() {
-            work(&place, &store).unwrap_or_else(|error| panic!("the next try after {after}: {error}"));
-        }
-        assert_whole(&store, &after);
-        assert!(done(&store), "the next try after {after}");
-    }
-    assert!(failures > 3, "{failures} steps can fail");
-}
-
 fn current(store: &Store) -> Revision {
     store.current(&id("web")).unwrap()
-}
-
-fn kernel_is(store: &Store, label: &str) -> bool {
-    let kernel = bytes(&format!("{label}: kernel"), 128 << 10);
-    std::fs::read(current(store).kernel()).unwrap() == kernel
-}
-
-#[test]
-fn a_build_survives_each_failure() {
-    let work = |_: &Place, store: &Store| {
-        let draft = match store.build(&template("web"), &inputs("c"))? {
-            template_store::Build::Draft(draft) => draft,
-            template_store::Build::Reused(_) => return Ok(()),
-        };
-        image(draft.path(), "c");
-        draft.seal()?.publish().map(drop)
-    };
-    fail_each_step(work, |store| kernel_is(store, "c"));
-}
-
-#[test]
-fn a_publication_of_a_directory_survives_each_failure() {
-    let work = |place: &Place, store: &Store| store.publish_dir(&id("web"), place.join("files")).map(drop);
-    fail_each_step(work, |store| kernel_is(store, "c"));
-}
-
-#[test]
-fn a_move_survives_each_failure() {
-    let work = |place: &Place, store: &Store| {
-        if !place.join("files").exists() {
-            // The failure came after the move: what was moved is in the store.
-            return store.publish_dir(&id("web"), place.image("again", "c")).map(drop);
-        }
-        let all = ["fc-base.json", "rootfs.ext4", "vmlinux"];
-        assert_eq!(names(place.join("files")), all, "the directory is as the user left it");
-        let options = ImportOptions::default().how(Import::Move);
-        store.publish_dir_with(&id("web"), place.join("files"), &options, &mut ()).map(drop)
-    };
-    fail_each_step(work, |store| kernel_is(store, "c"));
-}
-
-#[test]
-fn a_reuse_survives_each_failure() {
-    let work = |_: &Place, store: &Store| match store.build(&template("db"), &inputs("a"))? {
-        template_store::Build::Reused(_) => Ok(()),
-        template_store::Build::Draft(_) => panic!("it was built already"),
-    };
-    fail_each_step(work, |store| store.current(&id("db")).is_ok());
-}
-
-#[test]
-fn an_activation_survives_each_failure() {
-    let first = |store: &Store| store.lookup(None, &inputs("a")).unwrap().unwrap().id().clone();
-    let work = |_: &Place, store: &Store| store.activate(&id("web"), &first(store), Expect::Any).map(drop);
-    fail_each_step(work, |store| kernel_is(store, "a"));
-}
-
-#[test]
-fn a_rollback_survives_each_failure() {
-    let work = |_: &Place, store: &Store| match store.rollback(&id("web")) {
-        // The failure came after `current` had moved.
-        Err(Error::NothingToRollBack { .. }) => Ok(()),
-        result => result.map(drop),
-    };
-    fail_each_step(work, |store| kernel_is(store, "a"));
-}
-
-#[test]
-fn a_removal_survives_each_failure() {
-    let work = |_: &Place, store: &Store| {
-        let Some(first) = store.lookup(None, &inputs("a"))?.map(|revision| revision.id().clone()) else {
-            return Ok(());
-        };
-        when_free(|| store.remove(&id("web"), &first, Removal::Unused))
-    };
-    fail_each_step(work, |store| store.revisions(&id("web")).unwrap().len() == 1);
-}
-
-#[test]
-fn the_creation_of_a_template_survives_each_failure() {
-    let spec = TemplateSpec::new(&id("db"), ".", &id("minimal"), &id("worker"), "now");
-    fail_each_step(|_, store| store.create(&spec), |store| store.template(&id("db")).is_ok());
-}
-
-#[test]
-fn the_creation_of_a_store_survives_each_failure() {
-    for nth in 0.. {
-        let place = Place::new();
-        let failing = Failing::at(nth);
-        let made = Store::init(place.root(), &StoreOptions::default().observer(failing.clone()));
-        let Some(op) = failing.failed.lock().unwrap().clone() else { break };
-        assert_error(made, ErrorKind::Failed, &["No space left"]);
-        let store = Store::open_or_init(place.root()).unwrap_or_else(|error| panic!("after {op:?}: {error}"));
-        assert_right(&build(&store, "web", &inputs("a"), "a"));
-        drop(draft(&store, "web", &inputs("b")));
-        assert_clean(store.layout());
-    }
 }
 
 /// A file system that can't do some steps.
@@ -286,10 +129,14 @@ fn a_file_system_without_noreplace_publishes_all_the_same() {
 }
 
 /// A small file system, unmounted in the end.
-struct SmallDisk(camino::Utf8PathBuf);
+pub struct SmallDisk(camino::Utf8PathBuf);
 
 impl SmallDisk {
-    fn mount(at: camino::Utf8PathBuf, options: &str) -> Option<SmallDisk> {
+    pub fn path(&self) -> &camino::Utf8Path {
+        &self.0
+    }
+
+    pub fn mount(at: camino::Utf8PathBuf, options: &str) -> Option<SmallDisk> {
         std::fs::create_dir(&at).unwrap();
         let words = ["-t", "tmpfs", "-o", options, "tmpfs", at.as_str()];
         match Command::new("mount").args(words).output() {

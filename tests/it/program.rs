@@ -217,7 +217,7 @@ fn a_directory_that_is_no_store_is_not_taken_for_one() {
 }
 
 /// Unpacks the directory that mvm 0.11 made.
-fn mvm_directory(place: &Place) {
+pub fn mvm_directory(place: &Place) {
     let fixture = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mvm-0.11-data.tar");
     fs::create_dir(place.root()).unwrap();
     let unpacked = Command::new("tar").args(["-xf", fixture.as_str(), "-C", place.root().as_str()]).status();

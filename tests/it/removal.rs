@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use camino::Utf8PathBuf;
-use template_store::{Build, ErrorKind, Removal, Revision, RevisionId, Store};
+use template_store::{Build, ErrorKind, Removal, Revision, RevisionId, Store, TemplateSpec};
 
+use crate::gc::build_again;
 use crate::support::{
     Place, assert_clean, assert_error, assert_right, build, draft, id, inputs, listing, names, object_of, reused,
     script, template, when_free,
@@ -295,4 +298,43 @@ fn the_program_says_what_it_removed() {
     assert_eq!(removed["removed"], format!("web@{current}"));
     assert_eq!(place.done(&["rm", "web"]).out, "removed web\n");
     place.run(&["rm", "web"]).with_code(3).says(&["no template web"]);
+}
+
+#[test]
+fn a_key_leads_to_the_revision_that_stays() {
+    let place = Place::new();
+    let store = place.quick_store();
+    let older = build(&store, "web", &inputs("k"), "older").id().clone();
+    let newer = build_again(&store, "web", "k", "newer");
+    drop(store.activate(&id("web"), &older, template_store::Expect::Any).unwrap());
+    when_free(|| store.remove(&id("web"), &newer, Removal::Unused)).unwrap();
+    let found = store.lookup(None, &inputs("k")).unwrap().expect("one of the two is there");
+    assert_eq!(found.id(), &older);
+}
+
+#[test]
+fn a_template_that_is_removed_and_made_again_is_never_taken_for_damaged() {
+    let place = Place::new();
+    let store = place.quick_store();
+    let spec = store_spec("web");
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..3000 {
+                store.create(&spec).unwrap();
+                store.remove_template(&template("web"), Removal::Unused).unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        while !done.load(Ordering::Relaxed) {
+            match store.template(&template("web")) {
+                Ok(found) => assert_eq!(found, spec),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error}"),
+            }
+        }
+    });
+}
+
+fn store_spec(name: &str) -> TemplateSpec {
+    TemplateSpec::new(&id(name), ".", &id("minimal"), &id("worker"), "2026-01-01T00:00:00Z")
 }

@@ -246,6 +246,38 @@ fn a_build_that_comes_out_the_same_from_other_inputs_is_found_the_next_time() {
     assert_eq!(reused(&store, "web", &inputs("another lock")).id(), first.id(), "it was built from this lock file");
 }
 
+/// What is linked from a revision that several inputs gave is made from each of them, and from nothing between them.
+#[test]
+fn what_is_reused_is_made_from_the_inputs_that_the_source_was_made_from_and_no_others() {
+    let place = Place::new();
+    let store = place.store();
+    let of = |lock: &str, role: &str| BuildInputs::new(id(lock), id("minimal"), id(role));
+    let (first, second) = (of("a", "worker"), of("b", "builder"));
+    build(&store, "web", &first, "one");
+    let built = build(&store, "web", &second, "one");
+    assert_eq!(reused(&store, "db", &second).id(), built.id());
+
+    let [made_of_first, made_of_second] =
+        [&first, &second].map(|inputs| store.lookup(Some(&id("db")), inputs).unwrap());
+    assert_eq!(made_of_first.unwrap().id(), built.id(), "the index leads to it from what else gave the same bytes");
+    assert_eq!(made_of_second.unwrap().id(), built.id());
+    assert!(store.verify(&Default::default(), &mut ()).unwrap().findings.is_empty());
+    for other in [of("b", "worker"), of("a", "builder")] {
+        assert!(store.lookup(None, &other).unwrap().is_none(), "nobody built {other:?}");
+        draft(&store, "db", &other).abandon().unwrap();
+    }
+}
+
+#[test]
+fn what_is_reused_has_the_sources_of_the_inputs_that_it_is_reused_for() {
+    let place = Place::new();
+    let store = place.store();
+    build(&store, "web", &with_source(&place, "{ }"), "one");
+    build(&store, "web", &inputs("another lock"), "one");
+    let linked = reused(&store, "db", &inputs("another lock"));
+    assert_eq!(linked.record().source_hash, None, "nobody said from which sources that lock file was built");
+}
+
 #[test]
 fn another_flake_reference_is_noted_and_strictly_is_a_miss() {
     let place = Place::new();
@@ -307,7 +339,7 @@ fn an_entry_of_the_index_that_is_damaged_costs_nothing_but_time() {
 }
 
 /// `nix hash path` of a file: the SHA-256 of its archive, as SRI.
-fn nar_hash(bytes: &[u8]) -> String {
+pub fn nar_hash(bytes: &[u8]) -> String {
     let mut nar = Vec::new();
     for part in [&b"nix-archive-1"[..], b"(", b"type", b"regular", b"contents", bytes, b")"] {
         nar.extend((part.len() as u64).to_le_bytes());

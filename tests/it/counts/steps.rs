@@ -67,15 +67,26 @@ fn kind(op: &Op) -> &'static str {
         Op::Symlink { .. } => "symlink",
         Op::Rename { .. } => "rename",
         Op::RenameNoReplace { .. } => "rename to a free name",
+        Op::RenameExchange { .. } => "exchange",
         Op::Chmod { .. } => "chmod",
         Op::SetMtime { .. } => "set mtime",
+        Op::PunchHole { .. } => "punch a hole",
+        Op::Clone { .. } => "clone",
         _ => "other",
     }
 }
 
-/// A path below the store; the name of a draft differs each time.
+/// A path below the store, or beside it; the names of a draft and of a half-made instance differ each time.
 fn place(root: &Utf8Path, path: &Utf8Path) -> String {
-    let below = path.strip_prefix(root).unwrap().as_str();
+    let Ok(below) = path.strip_prefix(root) else {
+        let beside = path.strip_prefix(root.parent().unwrap()).unwrap();
+        let parts = beside.components().map(|part| match part.as_str() {
+            half if half.starts_with(".template-store-") => "half",
+            part => part,
+        });
+        return format!("../{}", parts.collect::<Vec<_>>().join("/"));
+    };
+    let below = below.as_str();
     match below.strip_prefix(".store/drafts/") {
         None => below.to_owned(),
         Some(draft) => draft.split_once('/').map_or("draft".into(), |(_, inner)| format!("draft/{inner}")),
@@ -104,6 +115,13 @@ impl World {
         let world = World::new(Durability::Full);
         world.create(name, Resources::default().mem_mib);
         world
+    }
+
+    /// A directory beside the store.
+    pub fn beside(&self, name: &str) -> Utf8PathBuf {
+        let dir = self.root.with_file_name(name);
+        fs::create_dir(&dir).unwrap();
+        dir
     }
 
     pub fn create(&self, name: &str, mem_mib: u32) {

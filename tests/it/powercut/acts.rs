@@ -1,16 +1,21 @@
 //! What callers do with a store.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::{fs, io};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use template_store::gc::Policy;
 use template_store::observe::{Observer, Op, Verdict};
 use template_store::{
-    Activate, Build, BuildInputs, Draft, Error, Expect, Import, ImportOptions, PublishOptions, Removal, SealOptions,
-    Store, StoreOptions, TemplateId, TemplateSpec,
+    Activate, Adopted, Build, Draft, Error, Expect, Import, ImportOptions, PinName, PinOptions, PublishOptions,
+    Removal, Store, StoreOptions, TemplateSpec, VerifyOptions,
 };
 
+use super::builds::{BUILD_NAMES, fill, id, inputs, revision, sealing, spec};
+use super::instances;
+use super::litter;
 use super::recorder::Recorder;
+use super::snapshots;
 use super::world::{Broken, World};
 
 /// One call, from a process that opens the store for it.
@@ -42,6 +47,41 @@ pub enum Act {
     RemoveTemplate(&'static str),
     /// Two builders seal the same files before the second one publishes.
     SealTwice(&'static str, &'static str),
+    /// Pins a revision under a name.
+    Pin(&'static str, &'static str, &'static str, Term),
+    Unpin(&'static str),
+    /// Collects all but what is current, pinned, or the newest of its template.
+    Gc,
+    /// The same while others are at work: it skips what they have come to use.
+    GcBeside,
+    /// Leaves what processes that die leave.
+    Litter,
+    /// Makes an instance of what is current in a template.
+    Instance(&'static str, &'static str),
+    RemoveInstance(&'static str),
+    /// Attaches a snapshot to what is current in a template, another one for each label.
+    Attach(&'static str, &'static str),
+    /// Mends the whole store.
+    Repair,
+}
+
+/// How long a pin keeps.
+#[derive(Debug, Clone, Copy)]
+pub enum Term {
+    Always,
+    Long,
+    Over,
+}
+
+impl Term {
+    fn options(self) -> PinOptions {
+        let until = match self {
+            Self::Always => None,
+            Self::Long => Some("2200-01-01T00:00:00Z"),
+            Self::Over => Some("2001-01-01T00:00:00Z"),
+        };
+        PinOptions::default().until(until.map(|time| time.parse::<jiff::Timestamp>().expect("a time")))
+    }
 }
 
 /// Where an act happens: the store, and space beside it.
@@ -69,6 +109,7 @@ impl Place {
     /// A place where nothing needs to last: syncs are left out.
     pub fn new(dir: &Utf8Path) -> Self {
         let options = StoreOptions::default().observer(Arc::new(NoSyncs));
+        fs::create_dir_all(dir.join("vms")).expect("the place takes directories");
         Self { dir: dir.to_owned(), recorder: None, options }
     }
 
@@ -79,8 +120,17 @@ impl Place {
     }
 
     pub fn watched(self, recorder: &Arc<Recorder>) -> Self {
-        let options = StoreOptions::default().observer(recorder.clone());
-        Self { recorder: Some(recorder.clone()), options, ..self }
+        Self { recorder: Some(recorder.clone()), ..self.observed(recorder.clone()) }
+    }
+
+    /// The same place, where each step of the store is seen by an observer.
+    pub fn observed(self, observer: Arc<dyn Observer>) -> Self {
+        let options = StoreOptions::default().observer(observer);
+        Self { options, ..self }
+    }
+
+    pub fn dir(&self) -> &Utf8Path {
+        &self.dir
     }
 
     pub fn root(&self) -> Utf8PathBuf {
@@ -89,6 +139,11 @@ impl Place {
 
     pub fn open(&self) -> Result<Store, Error> {
         Store::open_with(self.root(), &self.options)
+    }
+
+    /// Makes an mvm directory a store.
+    pub fn adopt(&self) -> Result<Adopted, Error> {
+        Store::adopt(self.root(), &self.options, &mut ())
     }
 
     pub fn run(&self, act: Act) -> Result<(), Error> {
@@ -133,19 +188,47 @@ impl Place {
                 drop(first);
                 Ok(())
             }
+            Act::Pin(name, template, build, term) => {
+                store.pin(&pin_name(name), &id(template), &revision(build), &term.options()).map(drop)
+            }
+            Act::Unpin(name) => store.unpin(&pin_name(name)),
+            Act::Gc => collect(&store, &newest()),
+            Act::GcBeside => store.gc(&newest(), &mut ()).map(drop),
+            Act::Litter => litter::leave(&self.root()),
+            Act::Instance(template, name) => store.current(&id(template))?.instance(self.vm(name)).map(drop),
+            Act::Attach(template, label) => self.attach(&store, template, label),
+            Act::RemoveInstance(name) => store.remove_instance(self.vm(name), Removal::Unused),
+            Act::Repair => mend(&store),
         }
     }
 
-    fn import(&self, store: &Store, template: &str, build: &str, how: Import) -> Result<(), Error> {
-        let source = self.dir.join("built");
-        // A caller whose directory was taken by a cut builds it again.
+    pub fn vm(&self, name: &str) -> Utf8PathBuf {
+        instances::vms(&self.root()).join(name)
+    }
+
+    fn attach(&self, store: &Store, template: &str, label: &str) -> Result<(), Error> {
+        let revision = store.current(&id(template))?;
+        let vm = self.written_by_others(&format!("paused-{label}"), |dir| snapshots::pause(dir, &revision, label));
+        snapshots::attach(&vm, &revision, label)
+    }
+
+    /// A directory beside the store that somebody else has filled.
+    fn written_by_others(&self, name: &str, fill: impl FnOnce(&Utf8Path)) -> Utf8PathBuf {
+        let source = self.dir.join(name);
+        // A caller whose directory was taken by a cut makes it again.
         if source.exists() {
             fs::remove_dir_all(&source).expect("the source directory can be removed");
         }
-        fill(&source, build);
+        fs::create_dir(&source).expect("the place takes directories");
+        fill(&source);
         if let Some(recorder) = &self.recorder {
             recorder.note_foreign(&source);
         }
+        source
+    }
+
+    fn import(&self, store: &Store, template: &str, build: &str, how: Import) -> Result<(), Error> {
+        let source = self.written_by_others(&format!("built-for-{template}"), |dir| fill(dir, build));
         let options = ImportOptions::default().how(how).inputs(inputs(build)).seal(sealing(build));
         store.publish_dir_with(&id(template), &source, &options, &mut ()).map(drop)
     }
@@ -155,7 +238,15 @@ impl Act {
     /// The template that it is about.
     pub fn template(self) -> Option<&'static str> {
         match self {
-            Self::Init => None,
+            Self::Init
+            | Self::Unpin(_)
+            | Self::Pin(..)
+            | Self::Gc
+            | Self::GcBeside
+            | Self::Litter
+            | Self::Repair
+            | Self::Instance(..)
+            | Self::RemoveInstance(_) => None,
             Self::Create(template)
             | Self::Apply(template)
             | Self::Build(template, _)
@@ -169,7 +260,8 @@ impl Act {
             | Self::Remove(template, _)
             | Self::RemoveCurrent(template, _)
             | Self::RemoveTemplate(template)
-            | Self::SealTwice(template, _) => Some(template),
+            | Self::SealTwice(template, _)
+            | Self::Attach(template, _) => Some(template),
         }
     }
 
@@ -185,36 +277,42 @@ impl Act {
                 !found.templates.get(template).is_some_and(|t| t.revisions.contains_key(build))
             }
             Self::RemoveTemplate(template) => !found.templates.contains_key(template),
+            Self::Unpin(name) => !found.pins.contains_key(name),
+            Self::Instance(_, name) => found.instances.contains_key(name),
+            Self::RemoveInstance(name) => !found.instances.contains_key(name),
             _ => false,
         }
     }
 }
 
-/// Whatever is left of earlier builds, looking for them is no error.
-pub fn look_up_all(store: &Store) -> Result<(), Broken> {
+/// Whatever is left of earlier builds, looking for them is no error, and finds what is there.
+pub fn look_up_all(store: &Store, world: &World) -> Result<(), Broken> {
     for build in BUILD_NAMES {
         let found = store.lookup(None, &inputs(build)).map_err(|error| format!("a look-up fails: {error}"))?;
-        if let Some(found) = found
-            && found.id().as_str() != build
-        {
-            return Err(format!("a look-up for {build} finds {}", found.id()));
+        let Some(found) = found else { continue };
+        if found.id().as_str() != build || !world.has(found.template().as_str(), build) {
+            return Err(format!("a look-up for {build} finds {}@{}", found.template(), found.id()));
         }
     }
     Ok(())
 }
 
-/// Whether every revision holds just what its builder wrote.
-pub fn holds_what_was_built(world: &World) -> bool {
-    world.templates.iter().all(|(template, of)| {
-        of.revisions.iter().all(|(build, found)| {
-            // A larger machine has a configuration of its own, which no builder wrote.
-            let theirs = |name: &str| name == "fc-base.json" && template == "large";
-            let digest = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
-            let holds = |name: &str, bytes: &[u8]| found.get(Utf8Path::new(name)) == Some(&digest(bytes));
-            let built = files(build);
-            found.len() == built.len() && built.iter().all(|(name, bytes)| theirs(name) || holds(name, bytes))
-        })
-    })
+/// A collection that nobody is in the way of.
+pub fn collect(store: &Store, policy: &Policy) -> Result<(), Error> {
+    let (_, report) = store.gc(policy, &mut ())?;
+    assert!(report.skipped.is_empty(), "a collection skips {:?}", report.skipped);
+    Ok(())
+}
+
+fn newest() -> Policy {
+    Policy::default().keep_last(1_u32)
+}
+
+/// A repair of what nothing is wrong with.
+fn mend(store: &Store) -> Result<(), Error> {
+    let repaired = store.repair(&VerifyOptions::default(), &mut ())?;
+    assert!(repaired.remaining.is_empty(), "a repair leaves {:?}", repaired.remaining);
+    Ok(())
 }
 
 fn publish(draft: Draft, build: &str, activate: Activate) -> Result<(), Error> {
@@ -223,69 +321,6 @@ fn publish(draft: Draft, build: &str, activate: Activate) -> Result<(), Error> {
     sealed.publish_with(&PublishOptions::default().activate(activate), &mut ()).map(drop)
 }
 
-fn fill(dir: &Utf8Path, build: &str) {
-    for (name, bytes) in files(build) {
-        let path = dir.join(name);
-        fs::create_dir_all(path.parent().expect("it is in the draft")).expect("the draft takes directories");
-        fs::write(&path, bytes).expect("the draft takes files");
-    }
-}
-
-type Files = Vec<(&'static str, Vec<u8>)>;
-
-/// Enough to have every kind: objects that are new, objects that are shared, small files, a directory.
-fn files(build: &str) -> &'static Files {
-    static BUILDS: LazyLock<[Files; 3]> = LazyLock::new(|| {
-        let config = br#"{"boot-source":{},"machine-config":{"vcpu_count":2,"mem_size_mib":512}}"#;
-        let image =
-            |kernel, rootfs| vec![("vmlinux", kernel), ("rootfs.ext4", rootfs), ("fc-base.json", config.to_vec())];
-        let mut one = image(bytes(1, 70_000), bytes(2, 900));
-        one.push(("modules/net.ko", bytes(3, 300)));
-        [one, image(bytes(1, 70_000), bytes(4, 66_000)), image(bytes(5, 200), bytes(6, 100))]
-    });
-    let which = BUILD_NAMES.iter().position(|name| *name == build).expect("a known build");
-    &BUILDS[which]
-}
-
-const BUILD_NAMES: [&str; 3] = ["one", "two", "three"];
-
-fn bytes(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len + 8);
-    let mut words = 0;
-    while bytes.len() < len {
-        bytes.extend_from_slice(&super::mix(seed, words).to_le_bytes());
-        words += 1;
-    }
-    bytes.truncate(len);
-    bytes
-}
-
-fn id(template: &str) -> TemplateId {
-    template.parse().expect("a valid id")
-}
-
-fn revision(build: &str) -> template_store::RevisionId {
-    build.parse().expect("a valid id")
-}
-
-fn sealing(build: &str) -> SealOptions {
-    SealOptions::default().revision(Some(revision(build)))
-}
-
-fn inputs(build: &str) -> BuildInputs {
-    let part = "the parts are valid";
-    BuildInputs::new(
-        format!("lock-{build}").parse().expect(part),
-        "minimal".parse().expect(part),
-        "worker".parse().expect(part),
-    )
-}
-
-fn spec(template: &str) -> TemplateSpec {
-    let part = "the parts are valid";
-    let (profile, role) = ("minimal".parse().expect(part), "worker".parse().expect(part));
-    let mut spec = TemplateSpec::new(&id(template), ".", &profile, &role, "2026-01-01T00:00:00Z");
-    // Another machine needs another Firecracker configuration.
-    spec.vcpus = if template == "large" { 8 } else { 2 };
-    spec
+fn pin_name(name: &str) -> PinName {
+    name.parse().expect("a valid name")
 }

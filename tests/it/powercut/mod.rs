@@ -5,23 +5,31 @@
 //! opened and checked. The [`mutants`] are logs of stores that lack one fsync, or do two things in
 //! the wrong order: each must break a promise in some state, else the checks see too little.
 
-mod acts;
+pub mod acts;
+pub mod builds;
 mod choose;
 mod classes;
 mod content;
 mod import;
+mod instances;
+mod interleaved;
 mod killed;
-mod medium;
+pub mod litter;
+pub mod medium;
+pub mod mending;
 mod model_tests;
 mod mutants;
-mod parallel;
-mod promises;
-mod recorder;
+mod mutants_of_mending;
+mod pairs;
+pub mod parallel;
+pub mod promises;
+pub mod recorder;
 mod reorder;
 mod scenarios;
-mod states;
-mod view;
-mod world;
+pub mod snapshots;
+pub mod states;
+pub mod view;
+pub mod world;
 
 /// A hash of two. Good enough to tell some million trees apart, and quick without optimisation.
 fn mix(a: u64, b: u64) -> u64 {

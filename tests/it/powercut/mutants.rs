@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use camino::Utf8PathBuf;
 
 use super::classes::{class_of, homes};
-use super::killed::{last_states, record_killed};
+use super::killed::{Cuts, record_killed, states_of};
 use super::medium::Ino;
 use super::parallel::in_parallel;
 use super::promises::Scratch;
@@ -42,6 +42,7 @@ const SYNCS: &[(&str, Fate)] = &[
     ("`templates/`, after a template", Caught),
     ("`templates/`, of a template that was there", Caught),
     ("`templates/`, before a template is deleted", Caught),
+    ("`templates/`, before old trash is deleted", Caught),
     ("template.json, replaced", Caught),
     ("a template, after a new template.json", Caught),
     ("a small artifact", Caught),
@@ -53,10 +54,36 @@ const SYNCS: &[(&str, Fate)] = &[
     ("the directory of a draft", Caught),
     ("`artifacts/`, after a revision", Caught),
     ("`artifacts/`, of a revision that was there", Caught),
+    ("`artifacts/`, of a revision that is pinned", Caught),
     ("`artifacts/`, before a revision is deleted", Caught),
+    ("`artifacts/`, before a collection deletes revisions", Caught),
+    ("`artifacts/`, before old trash is deleted", Caught),
     ("a line of the activation log", Caught),
     ("a template, after the swap of `current`", Caught),
     ("a template that somebody else changed", Caught),
+    ("a template, before a revision is removed", Caught),
+    ("a template, before a collection", Caught),
+    ("a pin", Caught),
+    ("`pins/`, after a pin", Caught),
+    ("`pins/`, after a pin is removed", Caught),
+    ("`pins/`, before a revision is removed", Caught),
+    ("`pins/`, before a collection", Caught),
+    ("a file of a snapshot", Caught),
+    ("snapshot.json", Caught),
+    ("the drives of a snapshot", Caught),
+    ("the directory of a snapshot", Caught),
+    ("a revision, after its snapshot", Caught),
+    ("a revision, after a new revision.json", Caught),
+    ("a revision, before what a dead process had of it is deleted", Caught),
+    ("a disk of an instance", Caught),
+    ("fc.json", Caught),
+    ("instance.json", Caught),
+    ("the directory of an instance", Caught),
+    ("a directory in an instance", Caught),
+    ("the directory of instances, after one", Caught),
+    ("the directory of instances, before one is deleted", Caught),
+    ("`instances/`, after a note", Caught),
+    ("the directory of instances, before a note of one is removed", Caught),
 ];
 
 /// A changed log. All before `first` is as it was.
@@ -72,8 +99,6 @@ struct Original {
     homes: HashMap<Ino, Utf8PathBuf>,
     /// States that the whole log may leave as well prove nothing.
     seen: HashSet<u64>,
-    /// Only what a cut at the end leaves counts: before it, nobody was told anything.
-    at_end: bool,
 }
 
 impl Original {
@@ -81,13 +106,14 @@ impl Original {
         let mut explorer = Explorer::new(&recorded.log, LIMITS);
         let _ = explorer.explore(0, &mut |_| ControlFlow::Continue(()));
         let (seen, homes) = (explorer.seen, homes(&recorded.log));
-        Self { recorded, homes, seen, at_end: false }
+        Self { recorded, homes, seen }
     }
 
     fn of_killed(recorded: Recorded) -> Self {
-        let seen = last_states(&recorded.log, &HashSet::new()).iter().map(|state| state.hash).collect();
+        let states = recorded.states();
+        let seen = states.iter().map(|state| state.hash).collect();
         let homes = homes(&recorded.log);
-        Self { recorded, homes, seen, at_end: true }
+        Self { recorded, homes, seen }
     }
 
     fn without(&self, class: &str) -> Vec<Mutated> {
@@ -103,7 +129,10 @@ impl Original {
 
     /// The promise that a mutant breaks. The latest states first: there, most was promised.
     fn caught(&self, mutated: &Mutated, scratch: &Scratch, most: usize) -> Option<String> {
-        let states = if self.at_end { last_states(&mutated.log, &self.seen) } else { self.new_states(mutated) };
+        let states = match self.recorded.cuts {
+            Cuts::All => self.new_states(mutated),
+            cuts => states_of(&mutated.log, cuts, self.recorded.limits, &self.seen),
+        };
         let broken = |state: &State| self.recorded.story.check(state, scratch).err();
         states.iter().rev().take(most).find_map(broken).filter(|_| self.is_sound(scratch))
     }
@@ -112,7 +141,8 @@ impl Original {
     /// test, which is long; those with a killed process are asked here.
     fn is_sound(&self, scratch: &Scratch) -> bool {
         let keeps = |state: &State| self.recorded.story.check(state, scratch).is_ok();
-        !self.at_end || last_states(&self.recorded.log, &HashSet::new()).iter().all(keeps)
+        let cuts = self.recorded.cuts;
+        cuts == Cuts::All || self.recorded.states().iter().all(keeps)
     }
 
     fn new_states(&self, mutated: &Mutated) -> Vec<State> {
@@ -149,7 +179,7 @@ impl Mutant {
     fn apply(self, original: &Original) -> Vec<Mutated> {
         match self {
             Self::Without(class, _) => original.without(class),
-            Self::Reordered(..) if original.at_end => Vec::new(),
+            Self::Reordered(..) if original.recorded.cuts == Cuts::AtEnd => Vec::new(),
             Self::Reordered(_, reorder) => reorder(&original.recorded.log),
         }
     }

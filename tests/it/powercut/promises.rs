@@ -1,13 +1,18 @@
 //! What must hold after a cut.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fs, io};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use template_store::{Error, Store};
+use template_store::gc::Policy;
+use template_store::{Error, ErrorKind, Store};
 
-use super::acts::{Act, Place, look_up_all};
+use super::acts::{Act, Place, collect, look_up_all};
+use super::instances;
+use super::litter;
+use super::snapshots;
 use super::states::State;
 use super::world::{Broken, Template, World};
 
@@ -20,8 +25,16 @@ pub struct Scratch {
 
 impl Scratch {
     pub fn new() -> Self {
-        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-        Self { dir: dir.expect("there is a place for temporary files"), used: AtomicUsize::new(0) }
+        tempfile::tempdir_in("/dev/shm").map_or_else(|_| Self::on_disk(), Self::in_dir)
+    }
+
+    /// On the file system of temporary files, where it matters what that can do.
+    pub fn on_disk() -> Self {
+        Self::in_dir(tempfile::tempdir().expect("there is a place for temporary files"))
+    }
+
+    fn in_dir(dir: tempfile::TempDir) -> Self {
+        Self { dir, used: AtomicUsize::new(0) }
     }
 
     /// A new, empty directory.
@@ -48,49 +61,126 @@ impl Story {
         let dir = scratch.fresh();
         state.materialize(dir.as_std_path()).expect("the tree can be made");
         let place = Place::new(&dir);
-        let checked = catch_unwind(AssertUnwindSafe(|| self.check_place(&place, state.acked)));
+        let checked = catch_unwind(AssertUnwindSafe(|| self.check_place(&place, state)));
         clear(&dir).expect("the tree can be removed");
         let checked = checked.unwrap_or_else(|_| Err("the library panicked".to_owned()));
         checked.map_err(|broken| broken.replace(&format!("{dir}/"), ""))
     }
 
-    fn check_place(&self, place: &Place, acked: usize) -> Result<(), Broken> {
-        let found = survey(place)?;
+    fn check_place(&self, place: &Place, state: &State) -> Result<(), Broken> {
+        let acked = state.acked;
+        let mut found = survey(place)?;
         let known = &self.worlds[acked];
         match self.worlds.get(acked + 1) {
-            Some(next) => {
-                compare(&found, known, next)?;
-                self.retry(place, acked, &found)
-            }
-            None => compare(&found, &self.promised(), known),
+            Some(next) => compare(&found, &[known, next])?,
+            None => compare(&found, &[&self.promised(), known])?,
         }
+        // Who attached a snapshot was told that mvm finds it as well.
+        if self.is_settled(acked) {
+            snapshots::fields_agree(&place.root())?;
+        }
+        // A collection takes time: some states have one before they go on, some after, and most have none.
+        let turn = state.hash % 4;
+        if turn == 0 {
+            let everything = Policy::default().keep_last(u32::MAX);
+            found = after_collection(place, found, &everything)?;
+        }
+        if acked < self.acts.len() {
+            found = self.retry(place, acked, &found)?;
+        }
+        if turn == 1 || self.killed_on.is_some() {
+            after_collection(place, found, &Policy::default().keep_last(1_u32))?;
+        }
+        Ok(())
+    }
+
+    /// Whether no attachment is under way, and none was killed half-way.
+    fn is_settled(&self, acked: usize) -> bool {
+        let attaches = |act: Option<&Act>| matches!(act, Some(Act::Attach(..)));
+        !attaches(self.acts.get(acked)) && (self.killed_on.is_none() || attaches(self.acts.last()) && acked > 0)
     }
 
     /// The world after all acts, as far as these acts told anybody of it.
     fn promised(&self) -> World {
         let end = &self.worlds[self.acts.len()];
         let Some(ground) = &self.killed_on else { return end.clone() };
-        let mut world = World { initialised: end.initialised, templates: ground.templates.clone() };
-        for name in self.acts.iter().filter_map(|act| act.template()) {
-            if let Some(template) = end.templates.get(name) {
-                world.templates.insert(name.to_owned(), template.clone());
+        let mut world = World { initialised: end.initialised, ..ground.clone() };
+        for act in &self.acts {
+            match act {
+                Act::Gc => world.templates.retain(|name, _| end.templates.contains_key(name)),
+                Act::Pin(name, template, build, _) => {
+                    world.pins.insert((*name).to_owned(), end.pins[*name].clone());
+                    let pinned = end.templates[*template].revisions[*build].clone();
+                    world
+                        .templates
+                        .entry((*template).to_owned())
+                        .or_default()
+                        .revisions
+                        .insert((*build).to_owned(), pinned);
+                }
+                Act::Unpin(name) => drop(world.pins.remove(*name)),
+                Act::Instance(..) | Act::RemoveInstance(_) => world.instances.clone_from(&end.instances),
+                _ => {}
             }
         }
+        let concerned = |name: &str| self.acts.iter().any(|act| act.template() == Some(name));
+        for (name, template) in &end.templates {
+            let before = ground.templates.get(name);
+            let lost =
+                before.is_some_and(|before| before.revisions.keys().any(|id| !template.revisions.contains_key(id)));
+            if concerned(name) || lost {
+                world.templates.insert(name.clone(), template.clone());
+            }
+        }
+        world.templates.retain(|name, _| !concerned(name) || end.templates.contains_key(name));
         world
     }
 
     /// The interrupted act and all that were to follow it work, and lead where they would have led.
-    fn retry(&self, place: &Place, acked: usize, found: &World) -> Result<(), Broken> {
+    fn retry(&self, place: &Place, acked: usize, found: &World) -> Result<World, Broken> {
         for (number, act) in self.acts.iter().enumerate().skip(acked) {
             let interrupted = number == acked;
             if interrupted && act.is_done(found, &self.worlds[number], &self.worlds[number + 1]) {
                 continue;
             }
-            place.run(*act).map_err(|error| format!("{act:?} fails after the cut: {error}"))?;
+            match place.run(*act) {
+                // The cut took what a killed process had made, and nobody was told of.
+                Err(error) if self.killed_on.is_some() && error.kind() == ErrorKind::NotFound => return survey(place),
+                done => done.map_err(|error| format!("{act:?} fails after the cut: {error}"))?,
+            }
         }
         let end = survey(place).map_err(|broken| format!("after the retry: {broken}"))?;
+        if self.acts[acked..].iter().any(|act| matches!(act, Act::Instance(..))) && end != *found {
+            instances::nothing_is_beside(&place.root())?;
+        }
+        if self.is_settled(self.acts.len()) {
+            snapshots::fields_agree(&place.root()).map_err(|broken| format!("after the retry: {broken}"))?;
+        }
         let expected = &self.worlds[self.acts.len()];
-        compare(&end, expected, expected).map_err(|broken| format!("after the retry: {broken}"))
+        // What a killed process did may have gone with the cut.
+        let least = self.promised();
+        compare(&end, &[&least, expected]).map_err(|broken| format!("after the retry: {broken}"))?;
+        Ok(end)
+    }
+}
+
+/// Collects, and gives what is there then: nothing has changed but that revisions are gone, and leftovers.
+pub fn after_collection(place: &Place, before: World, policy: &Policy) -> Result<World, Broken> {
+    if !before.initialised {
+        return Ok(before);
+    }
+    let store = place.open().map_err(|error| format!("the store does not open: {error}"))?;
+    collect(&store, policy).map_err(|error| format!("a collection fails after the cut: {error}"))?;
+    litter::none_is_left(&place.root())?;
+    let after = survey(place).map_err(|broken| format!("after a collection: {broken}"))?;
+    let mut expected = before;
+    for (name, template) in &mut expected.templates {
+        let stays = |id: &String| policy.keep_last > 1 || after.has(name, id);
+        template.revisions.retain(|id, _| stays(id));
+    }
+    match after == expected {
+        true => Ok(after),
+        false => Err(format!("a collection makes {after:?} of {expected:?}")),
     }
 }
 
@@ -111,8 +201,12 @@ pub fn survey(place: &Place) -> Result<World, Broken> {
     if !listed.iter().map(|id| id.as_str()).eq(world.templates.keys().map(String::as_str)) {
         return Err(format!("the store lists {listed:?}"));
     }
-    look_up_all(&store)?;
-    Ok(world)
+    look_up_all(&store, &world)?;
+    let pins = store.pins().map_err(|error| error.to_string())?;
+    match world.pins.keys().find(|name| !pins.iter().any(|pin| pin.name() == name.as_str())) {
+        Some(name) => Err(format!("the store does not know the pin {name}")),
+        None => Ok(world),
+    }
 }
 
 /// The store's own view of a template must be what is on the disk.
@@ -138,52 +232,81 @@ fn ask(store: &Store, name: &str, template: &mut Template) -> Result<(), Broken>
     Ok(())
 }
 
-/// Every part of the store must be as before the interrupted act or as after it.
-fn compare(found: &World, old: &World, new: &World) -> Result<(), Broken> {
-    if found.initialised != old.initialised && found.initialised != new.initialised {
+/// Every part of the store must be as one of these worlds has it; the first is the oldest.
+pub fn compare(found: &World, worlds: &[&World]) -> Result<(), Broken> {
+    if !worlds.iter().any(|world| world.initialised == found.initialised) {
         return Err("the store that was made is gone".to_owned());
     }
-    for name in found.templates.keys().chain(old.templates.keys()) {
-        let [found, old, new] = [found, old, new].map(|world| world.templates.get(name));
-        match (found, old, new) {
-            (None, Some(_), Some(_)) => return Err(format!("the template {name} is gone")),
-            (None, ..) => {}
-            (Some(_), None, None) => return Err(format!("there is a template {name} that nobody made")),
-            (Some(found), Some(old), None) if found == old => {}
-            (Some(_), Some(_), None) => return Err(format!("the template {name}, to be removed, is there in part")),
-            (Some(found), old, Some(new)) => {
-                let fresh = Template { spec: new.spec.clone(), ..Template::default() };
-                compare_template(name, found, old.unwrap_or(&fresh), new)?;
-            }
+    for name in names(found, worlds, |world| &world.templates) {
+        let known: Vec<_> = worlds.iter().map(|world| world.templates.get(name)).collect();
+        match found.templates.get(name) {
+            None if known.contains(&None) => {}
+            None => return Err(format!("the template {name} is gone")),
+            Some(found) => compare_template(name, found, &known)?,
+        }
+    }
+    for name in names(found, worlds, |world| &world.pins) {
+        let found = found.pins.get(name);
+        if !worlds.iter().any(|world| world.pins.get(name) == found) {
+            let known: Vec<_> = worlds.iter().map(|world| world.pins.get(name)).collect();
+            return Err(format!("the pin {name} is {found:?}, and none of {known:?}"));
+        }
+    }
+    for name in names(found, worlds, |world| &world.instances) {
+        let found = found.instances.get(name);
+        if !worlds.iter().any(|world| world.instances.get(name) == found) {
+            let what = if found.is_none() { "is gone" } else { "does not hold what it did" };
+            return Err(format!("the instance {name} {what}"));
         }
     }
     Ok(())
 }
 
-fn compare_template(name: &str, found: &Template, old: &Template, new: &Template) -> Result<(), Broken> {
-    if found.spec != old.spec && found.spec != new.spec {
+/// The names that one of the worlds has.
+fn names<'w, T: 'w>(
+    found: &'w World,
+    worlds: &[&'w World],
+    of: fn(&World) -> &BTreeMap<String, T>,
+) -> BTreeSet<&'w String> {
+    worlds.iter().copied().chain([found]).flat_map(|world| of(world).keys()).collect()
+}
+
+/// A template that is being made may be there without anything in it.
+fn compare_template(name: &str, found: &Template, known: &[Option<&Template>]) -> Result<(), Broken> {
+    let mut known_whole: Vec<&Template> = known.iter().copied().flatten().collect();
+    let Some(any) = known_whole.first() else {
+        return Err(format!("there is a template {name} that nobody made"));
+    };
+    let fresh = Template { spec: any.spec.clone(), ..Template::default() };
+    let made_later = known.iter().skip_while(|known| known.is_some()).any(|known| known.is_some());
+    if made_later {
+        known_whole.push(&fresh);
+    }
+    let is_known = |same: &dyn Fn(&Template) -> bool| known_whole.iter().any(|known| same(known));
+    if !is_known(&|known| known.spec == found.spec) {
         return Err(format!("the definition of {name} is neither the old nor the new"));
     }
-    for revision in found.revisions.keys().chain(old.revisions.keys()).chain(new.revisions.keys()) {
-        let [found, old, new] = [found, old, new].map(|template| template.revisions.get(revision));
-        if found != old && found != new {
+    let revisions = known_whole.iter().copied().chain([found]).flat_map(|template| template.revisions.keys());
+    for revision in revisions.collect::<BTreeSet<_>>() {
+        let found = found.revisions.get(revision);
+        if !is_known(&|known| known.revisions.get(revision) == found) {
             let what = if found.is_none() { "is gone" } else { "does not hold what was published" };
             return Err(format!("{name}@{revision} {what}"));
         }
     }
-    if found.current != old.current && found.current != new.current {
-        let [found, old, new] = [found, old, new].map(|template| &template.current);
-        return Err(format!("`current` of {name} is {found:?}, neither {old:?} nor {new:?}"));
+    if !is_known(&|known| known.current == found.current) {
+        let known: Vec<_> = known_whole.iter().map(|known| &known.current).collect();
+        return Err(format!("`current` of {name} is {:?}, and none of {known:?}", found.current));
     }
-    if found.history != old.history && found.history != new.history {
-        let [found, old, new] = [found, old, new].map(|template| &template.history);
-        return Err(format!("the history of {name} is {found:?}, neither {old:?} nor {new:?}"));
+    if !is_known(&|known| known.history == found.history) {
+        let known: Vec<_> = known_whole.iter().map(|known| &known.history).collect();
+        return Err(format!("the history of {name} is {:?}, and none of {known:?}", found.history));
     }
     Ok(())
 }
 
 /// Removes a tree, whatever modes its directories have.
-fn clear(dir: &Utf8Path) -> io::Result<()> {
+pub fn clear(dir: &Utf8Path) -> io::Result<()> {
     fs::remove_dir_all(dir).or_else(|_| {
         use std::os::unix::fs::PermissionsExt as _;
         let mut dirs = vec![dir.to_owned()];

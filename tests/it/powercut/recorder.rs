@@ -39,6 +39,11 @@ impl Log {
         }
         medium
     }
+
+    /// How many steps there are up to the last acknowledgement.
+    pub fn last_ack(&self) -> usize {
+        self.entries.iter().rposition(|entry| entry.step == Step::Ack).map_or(0, |at| at + 1)
+    }
 }
 
 /// An observer that builds a [`Log`] of all that happens below a directory.
@@ -99,6 +104,11 @@ impl Recorder {
     /// Notes that somebody else wrote what is below `path`.
     pub fn note_foreign(&self, path: &Utf8Path) {
         self.note(&Op::Foreign { path: path.to_owned() });
+    }
+
+    /// How many steps there were.
+    pub fn len(&self) -> usize {
+        self.recording().log.entries.len()
     }
 
     /// The log, once it is certain that no change to the disk escaped it.
@@ -214,11 +224,14 @@ impl Recording {
             Op::Write { path, .. }
             | Op::Append { path, .. }
             | Op::Truncate { path, .. }
+            | Op::Allocate { path, .. }
+            | Op::PunchHole { path, .. }
             | Op::Chmod { path, .. }
             | Op::SetMtime { path, .. }
             | Op::RemoveXattr { path, .. } => self.file_written(root, &inside(path)?, op, false),
             Op::Fsync { path } => self.fsync(root, &inside(path)?),
             Op::FsyncDir { path } => self.fsync_dir(&inside(path)?),
+            Op::SyncFileSystem { .. } => self.sync_all(root),
             Op::Mkdir { path } => self.mkdir(root, &inside(path)?),
             Op::Symlink { target, path } => {
                 let ino = self.add(Inode::Symlink { target: target.as_str().into() });
@@ -288,6 +301,24 @@ impl Recording {
         Ok(())
     }
 
+    /// Syncs every file and directory of the tree, in some order.
+    fn sync_all(&mut self, root: &Utf8Path) -> Followed {
+        let mut left = vec![Utf8PathBuf::new()];
+        while let Some(path) = left.pop() {
+            let real = root.join(&path);
+            let meta = real.symlink_metadata().map_err(|error| format!("{real}: {error}"))?;
+            if meta.is_dir() {
+                for entry in real.read_dir_utf8().map_err(|error| error.to_string())? {
+                    left.push(path.join(entry.map_err(|error| error.to_string())?.file_name()));
+                }
+                self.fsync_dir(&path)?;
+            } else if meta.is_file() && !path.as_str().contains("/locks/") {
+                self.fsync(root, &path)?;
+            }
+        }
+        Ok(())
+    }
+
     fn fsync(&mut self, root: &Utf8Path, path: &Utf8Path) -> Followed {
         let ino = self.live.lookup(path).ok_or("the model has no such file")?;
         let real = read_file(&root.join(path)).map_err(|error| error.to_string())?;
@@ -354,6 +385,8 @@ fn verb(op: &Op) -> &'static str {
         Op::Write { .. } => "write",
         Op::Append { .. } => "append to",
         Op::Truncate { .. } => "truncate",
+        Op::Allocate { .. } => "allocate",
+        Op::PunchHole { .. } => "punch a hole in",
         Op::Chmod { .. } => "chmod",
         Op::SetMtime { .. } => "set the time of",
         Op::RemoveXattr { .. } => "remove an attribute of",

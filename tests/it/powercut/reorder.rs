@@ -15,6 +15,9 @@ pub const REORDERINGS: &[(&str, Reorder)] = &[
     ("a file becomes an object, another draft takes it, and it is never synced", object_never_synced),
     ("a revision is visible before its record is written", rename_before_record),
     ("a removed revision is deleted before the move is durable", delete_before_sync),
+    ("a removed revision is deleted where it is", delete_in_place),
+    ("a revision is pinned before its name is durable", pin_before_artifacts),
+    ("a snapshot is taken away before the next one is there", snapshot_in_two_steps),
 ];
 
 /// The places at which `current` is swapped, the template, and the inode of the new link.
@@ -144,6 +147,52 @@ fn delete_before_sync(log: &Log) -> Vec<Mutated> {
         let gone = log.entries[number..].iter().position(|entry| entry.step == Step::Ack)?;
         (to_trash && matches!(log.entries[number + 1].step, Step::FsyncDir(_)))
             .then(|| moved(log, number + 1, number + gone - 1))
+    };
+    log.entries.iter().enumerate().filter_map(one).collect()
+}
+
+/// Nothing is moved to the trash; what is deleted goes from its place.
+fn delete_in_place(log: &Log) -> Vec<Mutated> {
+    let one = |(number, entry): (usize, &Entry)| {
+        let Step::Names(edits) = &entry.step else { return None };
+        let [taken, given] = &edits[..] else { return None };
+        if !entry.text.contains(" -> store/.store/trash/") {
+            return None;
+        }
+        let mut log = log.clone();
+        for later in &mut log.entries[number..] {
+            let Step::Names(edits) = &mut later.step else { continue };
+            let end = edits.iter_mut().find(|edit| (edit.dir, &edit.name) == (given.dir, &given.name));
+            end.into_iter().for_each(|edit| *edit = taken.clone());
+        }
+        log.entries.remove(number);
+        Some(Mutated { log, first: number })
+    };
+    log.entries.iter().enumerate().filter_map(one).collect()
+}
+
+/// The sync of the directory that has the revision comes after the pin.
+fn pin_before_artifacts(log: &Log) -> Vec<Mutated> {
+    let one = |(number, entry): (usize, &Entry)| {
+        let pinned = entry.text.starts_with("rename") && entry.path.starts_with("store/.store/pins");
+        let sync = last(log, number, |entry| {
+            matches!(entry.step, Step::FsyncDir(_)) && entry.path.file_name() == Some("artifacts")
+        })?;
+        // After the rename comes the sync of `pins/`.
+        pinned.then(|| moved(log, sync, number + 1))
+    };
+    log.entries.iter().enumerate().filter_map(one).collect()
+}
+
+/// The old snapshot is moved away in one step, and the new one gets its name in another.
+fn snapshot_in_two_steps(log: &Log) -> Vec<Mutated> {
+    let one = |(number, entry): (usize, &Entry)| {
+        let Step::Names(edits) = &entry.step else { return None };
+        let given = edits.iter().find(|edit| &*edit.name == "snapshot" && entry.text.starts_with("exchange"))?;
+        let mut log = log.clone();
+        let away = Step::Names(vec![Edit { to: None, ..given.clone() }]);
+        log.entries.insert(number, Entry { step: away, ..entry.clone() });
+        Some(Mutated { log, first: number })
     };
     log.entries.iter().enumerate().filter_map(one).collect()
 }

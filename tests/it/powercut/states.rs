@@ -34,6 +34,25 @@ pub struct State {
 }
 
 impl State {
+    /// One that a cut may leave of the steps from `first` on, or after them all; another one for each seed.
+    pub fn at_random(log: &Log, first: usize, seed: u64) -> Self {
+        let mut random = Random(seed << 20);
+        let end = log.entries.len();
+        let cut = if random.below(4) == 0 { end } else { first + random.below(end - first + 1) };
+        let mut medium = log.start.clone();
+        for (number, entry) in log.entries[..cut].iter().enumerate() {
+            medium.apply(number, &entry.step);
+        }
+        let nothing = vec![false; medium.pending.len()];
+        let subset = Subset::new(&medium, random.subset(&medium.pending, &nothing));
+        let picked = subset.files.iter().map(|(ino, all)| (*ino, all[random.pick(all.len())].clone()));
+        let (files, choices) = picked.map(|(ino, (choice, state))| ((ino, state), choice)).unzip();
+        let hash = View::after_cut(&medium, &subset.kept, &[]).hash();
+        let acked = log.entries[..cut].iter().filter(|entry| entry.step == Step::Ack).count();
+        let (kept, medium) = (subset.kept, Arc::new(medium));
+        Self { cut, acked, prefix: false, sampled: true, hash, medium, kept, files, choices }
+    }
+
     /// Makes the tree below `root`, an existing, empty directory.
     pub fn materialize(&self, root: &Path) -> io::Result<()> {
         self.view().materialize(root)
@@ -140,8 +159,9 @@ impl<'l> Explorer<'l> {
             fresh = match entry.step {
                 Step::Names(_) => Fresh::LastChange,
                 Step::Data(file, _) => Fresh::File(file),
-                Step::DirMode(..) => Fresh::All,
-                Step::Fsync(_) | Step::FsyncDir(_) | Step::Kill => Fresh::None,
+                // After a kill, all that it may have left is asked for where that is the first cut.
+                Step::DirMode(..) | Step::Kill => Fresh::All,
+                Step::Fsync(_) | Step::FsyncDir(_) => Fresh::None,
                 Step::Ack => {
                     self.acked += 1;
                     Fresh::All
@@ -149,6 +169,16 @@ impl<'l> Explorer<'l> {
             };
         }
         Flow::Continue(())
+    }
+
+    /// All states of the cuts from `first` on that were not met before.
+    pub fn collect(mut self, first: usize) -> Vec<State> {
+        let mut states = Vec::new();
+        let _ = self.explore(first, &mut |state| {
+            states.push(state);
+            ControlFlow::Continue(())
+        });
+        states
     }
 
     fn explore_cut(&mut self, fresh: Fresh, mut cut: Cut<'_>) -> Flow {

@@ -5,7 +5,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
 use serde_json::Value;
+
+use super::instances;
+use super::snapshots;
 
 /// A promise that does not hold, in words.
 pub type Broken = String;
@@ -15,6 +19,17 @@ pub type Broken = String;
 pub struct World {
     pub initialised: bool,
     pub templates: BTreeMap<String, Template>,
+    /// Those that keep something.
+    pub pins: BTreeMap<String, Pin>,
+    /// The digests of their files.
+    pub instances: BTreeMap<String, Files>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin {
+    pub template: String,
+    pub revision: String,
+    pub until: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -52,16 +67,25 @@ impl World {
                 }
             }
         }
-        Ok(world)
+        world.instances = instances::read(root, &mut digests)?;
+        world.pins = read_pins(&root.join(".store/pins"))?;
+        match world.pins.iter().find(|(_, pin)| !world.has(&pin.template, &pin.revision)) {
+            Some((name, pin)) => Err(format!("the pin {name} is there, and {}@{} is gone", pin.template, pin.revision)),
+            None => Ok(world),
+        }
+    }
+
+    pub fn has(&self, template: &str, revision: &str) -> bool {
+        self.templates.get(template).is_some_and(|template| template.revisions.contains_key(revision))
     }
 }
 
 /// Digests of files; hard links are read once.
 #[derive(Default)]
-struct Digests(BTreeMap<u64, String>);
+pub struct Digests(BTreeMap<u64, String>);
 
 impl Digests {
-    fn of(&mut self, path: &Utf8Path) -> Result<String, Broken> {
+    pub fn of(&mut self, path: &Utf8Path) -> Result<String, Broken> {
         let meta = path.symlink_metadata().map_err(|error| format!("{path}: {error}"))?;
         if !meta.is_file() {
             return Err(format!("{path} is no file"));
@@ -77,7 +101,7 @@ impl Digests {
 }
 
 /// The names in a directory, with their paths; none when it does not exist.
-fn list(dir: &Utf8Path) -> Result<Vec<(String, Utf8PathBuf)>, Broken> {
+pub fn list(dir: &Utf8Path) -> Result<Vec<(String, Utf8PathBuf)>, Broken> {
     let bad = |error: std::io::Error| format!("{dir}: {error}");
     if !dir.exists() {
         return Ok(Vec::new());
@@ -91,9 +115,24 @@ fn list(dir: &Utf8Path) -> Result<Vec<(String, Utf8PathBuf)>, Broken> {
     Ok(all)
 }
 
-fn read_json(path: &Utf8Path) -> Result<Value, Broken> {
+pub fn read_json(path: &Utf8Path) -> Result<Value, Broken> {
     let bytes = fs::read(path).map_err(|error| format!("{path}: {error}"))?;
     serde_json::from_slice(&bytes).map_err(|error| format!("{path} is not whole: {error}"))
+}
+
+fn read_pins(dir: &Utf8Path) -> Result<BTreeMap<String, Pin>, Broken> {
+    let mut pins = BTreeMap::new();
+    for (name, path) in list(dir)? {
+        let pin = read_json(&path)?;
+        let text = |field: &str| pin[field].as_str().unwrap_or_default().to_owned();
+        let until: Option<Timestamp> =
+            pin["until"].as_str().map(str::parse).transpose().map_err(|error| format!("{path}: {error}"))?;
+        if until.is_none_or(|until| until > Timestamp::now()) {
+            let pin = Pin { template: text("template"), revision: text("revision"), until };
+            pins.insert(name.trim_end_matches(".json").to_owned(), pin);
+        }
+    }
+    Ok(pins)
 }
 
 fn read_template(dir: &Utf8Path, digests: &mut Digests) -> Result<Template, Broken> {
@@ -134,9 +173,12 @@ fn read_revision(dir: &Utf8Path, digests: &mut Digests) -> Result<Files, Broken>
         let text = |field: &str| content[field].as_str().unwrap_or_default().to_owned();
         listed.insert(text("path").into(), text("blake3"));
     }
+    listed.extend(snapshots::listed(dir)?);
     let mut found = Files::new();
     collect(dir, Utf8Path::new(""), digests, &mut found)?;
-    found.remove(Utf8Path::new("revision.json"));
+    for document in ["revision.json", "snapshot/snapshot.json"] {
+        found.remove(Utf8Path::new(document));
+    }
     for (path, digest) in &listed {
         match found.get(path) {
             None => return Err(format!("{dir} is visible and lacks {path}")),
@@ -159,7 +201,8 @@ fn collect(root: &Utf8Path, at: &Utf8Path, digests: &mut Digests, found: &mut Fi
         }
         let digest = digests.of(&path)?;
         let meta = path.metadata().map_err(|error| format!("{path}: {error}"))?;
-        if name != "revision.json" && (meta.mode() & 0o7777 != 0o444 || meta.mtime() != 1) {
+        let document = ["revision.json", "snapshot.json"].contains(&&*name);
+        if !document && (meta.mode() & 0o7777 != 0o444 || meta.mtime() != 1) {
             return Err(format!("{path} is visible and not sealed: mode {:o}, time {}", meta.mode(), meta.mtime()));
         }
         found.insert(below, digest);

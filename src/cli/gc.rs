@@ -1,0 +1,274 @@
+//! `gc` and `why`: what goes, what stays, and the reasons.
+
+use camino::Utf8Path;
+use serde::Serialize;
+use serde_json::json;
+use template_store::gc::{
+    Adopted, Bound, GcPlan, GcReport, Goal, Planned, Policy, Reason, SkipReason, Skipped, Unmet, Verdict,
+};
+use template_store::{Error, Holder, Store};
+
+use super::args::{Gc, PolicyArgs, Target};
+use super::output::{Output, size, table};
+use super::terminal::Terminal;
+use super::{Failure, Result, Session, Status, input};
+
+/// What `--json` prints, and `--plan` reads ([`GcPlan::from_json`]).
+#[derive(Debug, Serialize)]
+struct Document<P, R> {
+    dry_run: bool,
+    plan: P,
+    report: Option<R>,
+}
+
+pub(crate) fn gc(session: &Session, args: &Gc) -> Result {
+    let store = session.open()?;
+    let output = session.output;
+    let mut terminal = Terminal::new(output);
+    if args.dry_run {
+        let plan = match &args.plan {
+            Some(file) => saved(file)?,
+            None => store.plan_gc(&policy(&store, &args.policy)?)?,
+        };
+        let document = Document::<_, GcReport> { dry_run: true, plan: &plan, report: None };
+        output.document(&document, || dry_run_text(&plan));
+        return Ok(unmet(output, &plan.unmet));
+    }
+    let (plan, report) = match &args.plan {
+        Some(file) => {
+            let plan = saved(file)?;
+            let report = store.apply_gc(&plan, &mut terminal)?;
+            (plan, report)
+        }
+        None => store.gc(&policy(&store, &args.policy)?, &mut terminal)?,
+    };
+    let document = Document { dry_run: false, plan: &plan, report: Some(&report) };
+    output.document(&document, || report_text(&plan, &report));
+    for failed in &report.failed {
+        output.note(&failed.error);
+    }
+    let stuck = |one: &Skipped| matches!(one.why, SkipReason::Failed { .. } | SkipReason::Busy);
+    let failed = !report.failed.is_empty() || report.skipped.iter().any(stuck);
+    Ok(if failed { Status::Failed } else { unmet(output, &report.unmet) })
+}
+
+/// The store's policy, with what the call says instead.
+fn policy(store: &Store, args: &PolicyArgs) -> Result<Policy> {
+    let mut policy = store.policy()?;
+    policy.keep_last = args.keep_last.unwrap_or(policy.keep_last);
+    policy.keep_within = args.keep_within.or(policy.keep_within);
+    policy.rollback = args.rollback.or(policy.rollback);
+    policy.max_size = args.max_size.or(policy.max_size);
+    policy.min_free = args.min_free.or(policy.min_free);
+    if args.include_adopted {
+        policy.adopted = Adopted::Collect;
+    }
+    Ok(policy)
+}
+
+/// A plan that `gc --dry-run --json` printed.
+fn saved(file: &Utf8Path) -> Result<GcPlan> {
+    let wrong = |error| Failure::Usage(format!("{file} is not a plan of `gc --dry-run --json`: {error}"));
+    GcPlan::from_json(&input::read(file)?).map_err(wrong)
+}
+
+fn unmet(output: &Output, unmet: &[Unmet]) -> Status {
+    for one in unmet {
+        let goal = match one.goal {
+            Goal::MaxSize => "the store can't be made as small as it is to be",
+            Goal::MinFree => "the file system can't be given the free space that it is to have",
+        };
+        let (needed, possible) = (size(one.needed), size(one.possible));
+        output.note(&format!(
+            "{goal}: {needed} more would have to go, and only {possible} may; nothing was taken for it"
+        ));
+    }
+    if unmet.is_empty() { Status::Done } else { Status::Refused }
+}
+
+fn dry_run_text(plan: &GcPlan) -> String {
+    let row = |planned: &Planned| {
+        let bytes = planned.frees_together.map(size).unwrap_or_default();
+        vec![planned.template.to_string(), planned.revision.to_string(), bytes, reasons(planned)]
+    };
+    let rows: Vec<_> = plan.going().map(row).collect();
+    let mut text = String::new();
+    if !rows.is_empty() {
+        text += &table(&["TEMPLATE", "REVISION", "FREES", "WHY"], rows.clone());
+        text += "\n";
+    }
+    text += &protected(plan);
+    text += &leftovers(plan.leftovers.iter().map(|one| (kind_name(one.kind), one.path.as_str(), one.frees)));
+    text += &held(plan.held_by_instances);
+    let kept = plan.revisions.len() - rows.len();
+    text + &format!(
+        "would remove {} and free {}{}; {} kept\n",
+        revisions(rows.len()),
+        at_most(plan.bound),
+        size(plan.frees),
+        kept
+    )
+}
+
+fn report_text(plan: &GcPlan, report: &GcReport) -> String {
+    let row =
+        |one: &template_store::gc::Collected| vec![one.template.to_string(), one.revision.to_string(), size(one.freed)];
+    let mut text = String::new();
+    if !report.removed.is_empty() {
+        text += &table(&["TEMPLATE", "REVISION", "FREED"], report.removed.iter().map(row));
+        text += "\n";
+    }
+    for skipped in &report.skipped {
+        text += &format!("skipped {}@{}: {}\n", skipped.template, skipped.revision, skip_reason(skipped));
+    }
+    text += &protected(plan);
+    text += &leftovers(report.swept.iter().map(|one| (kind_name(one.kind), one.path.as_str(), one.freed)));
+    text += &held(report.held_by_instances);
+    let kept = plan.revisions.len() - report.removed.len();
+    text + &format!(
+        "removed {} and freed {}{}; {} kept\n",
+        revisions(report.removed.len()),
+        at_most(report.bound),
+        size(report.freed),
+        kept
+    )
+}
+
+/// What somebody uses or has pinned is said by name.
+fn protected(plan: &GcPlan) -> String {
+    let kept = plan.revisions.iter().filter(|planned| planned.verdict == Verdict::Kept);
+    let by_somebody = |planned: &&Planned| {
+        planned.reasons.iter().any(|reason| matches!(reason, Reason::Leased { .. } | Reason::Pinned { .. }))
+    };
+    let line = |planned: &Planned| format!("kept {}@{}: {}\n", planned.template, planned.revision, reasons(planned));
+    kept.filter(by_somebody).map(line).collect()
+}
+
+fn leftovers<'a>(found: impl Iterator<Item = (String, &'a str, u64)>) -> String {
+    found
+        .map(|(kind, path, bytes)| format!("left behind by a dead process: {kind} {path}, {}\n", size(bytes)))
+        .collect()
+}
+
+/// What removing a revision does not free.
+fn held(bytes: u64) -> String {
+    match bytes {
+        0 => String::new(),
+        bytes => format!(
+            "{} more stay for instances that have links to them (`template-store instance list`)\n",
+            size(bytes)
+        ),
+    }
+}
+
+fn kind_name(kind: template_store::gc::LeftoverKind) -> String {
+    format!("{kind:?}").to_lowercase()
+}
+
+fn revisions(count: usize) -> String {
+    if count == 1 { "1 revision".into() } else { format!("{count} revisions") }
+}
+
+fn at_most(bound: Bound) -> &'static str {
+    match bound {
+        Bound::AtMost => "at most ",
+        _ => "",
+    }
+}
+
+fn reasons(planned: &Planned) -> String {
+    planned.reasons.iter().map(reason).collect::<Vec<_>>().join("; ")
+}
+
+fn reason(reason: &Reason) -> String {
+    match reason {
+        Reason::Current => "it is current".into(),
+        Reason::RollbackTarget { step: 1 } => "the next rollback goes back to it".into(),
+        Reason::RollbackTarget { step } => format!("{step} rollbacks go back to it"),
+        Reason::Pinned { name, until: None } => format!("pinned as {name}"),
+        Reason::Pinned { name, until: Some(until) } => format!("pinned as {name} until {until}"),
+        Reason::Leased { holders } => in_use(holders),
+        Reason::AmongLast { place, keep_last } => format!("number {place} of the newest {keep_last}"),
+        Reason::Younger { age, keep_within } => format!("{} old, kept for {}", time(*age), time(*keep_within)),
+        Reason::NotOurs => "this store did not publish it".into(),
+        Reason::Adopted => "it was adopted (--include-adopted takes it)".into(),
+        Reason::Unreadable => "its revision.json can't be read (try `template-store verify --repair`)".into(),
+        Reason::CurrentUnknown => {
+            "current points to nothing, so nothing is taken here (try `template-store verify --repair`)".into()
+        }
+        Reason::BeyondLast { place, keep_last } => format!("number {place} from the newest, {keep_last} are kept"),
+        Reason::Older { age, keep_within } => format!("{} old, kept for {}", time(*age), time(*keep_within)),
+        Reason::ForSpace { goal: Goal::MaxSize } => "for the maximum size of the store".into(),
+        Reason::ForSpace { goal: Goal::MinFree } => "for free space on the disk".into(),
+        _ => "a reason that this program does not know".into(),
+    }
+}
+
+fn in_use(holders: &[Holder]) -> String {
+    if holders.is_empty() {
+        return "in use by a process that can't be seen from here".into();
+    }
+    let holder = |holder: &Holder| {
+        let command = if holder.command.is_empty() { String::new() } else { format!(" ({})", holder.command) };
+        let purpose = if holder.purpose.is_empty() { String::new() } else { format!(", {}", holder.purpose) };
+        format!("process {}{command}{purpose}", holder.pid)
+    };
+    format!("in use by {}", holders.iter().map(holder).collect::<Vec<_>>().join(" and "))
+}
+
+fn skip_reason(skipped: &Skipped) -> String {
+    match &skipped.why {
+        SkipReason::BecameCurrent => "it became current".into(),
+        SkipReason::CurrentUnknown => "current points to nothing now, and it may be the one that was meant".into(),
+        SkipReason::BecameRollbackTarget => "a rollback would go back to it now".into(),
+        SkipReason::Leased { holders } => in_use(holders),
+        SkipReason::Pinned { name, .. } => format!("it was pinned as {name}"),
+        SkipReason::Gone => "it is gone already".into(),
+        SkipReason::Replaced => "another revision has its name".into(),
+        SkipReason::Busy => "somebody holds the template's lock".into(),
+        SkipReason::Failed { error } => error.clone(),
+        _ => "a reason that this program does not know".into(),
+    }
+}
+
+/// Seconds, for people.
+fn time(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match () {
+        () if days >= 2 => format!("{days} days"),
+        () if hours >= 2 => format!("{hours} hours"),
+        () if minutes >= 2 => format!("{minutes} minutes"),
+        () => format!("{seconds} seconds"),
+    }
+}
+
+pub(crate) fn why(session: &Session, target: &Target, args: &PolicyArgs) -> Result {
+    let store = session.open()?;
+    let revision = match &target.revision {
+        Some(revision) => revision.clone(),
+        None => {
+            store.current_id(&target.template)?.ok_or_else(|| Error::NoCurrent { template: target.template.clone() })?
+        }
+    };
+    let planned = store.why(&target.template, &revision, &policy(&store, args)?)?;
+    session.output.result(|| json!(planned), || why_text(&planned));
+    Ok(Status::Done)
+}
+
+fn why_text(planned: &Planned) -> String {
+    let head = match planned.verdict {
+        Verdict::Kept => "is kept",
+        Verdict::Goes => "goes with the next gc of this policy",
+    };
+    let mut text = format!("{}@{} {head}:\n", planned.template, planned.revision);
+    for one in &planned.reasons {
+        text += &format!("  {}\n", reason(one));
+    }
+    if let Some(bytes) = planned.frees_alone {
+        text += &format!("  removing it alone frees {}\n", size(bytes));
+    }
+    if planned.held_by_instances > 0 {
+        text += &format!("  {} of it stay for instances that have links to them\n", size(planned.held_by_instances));
+    }
+    text
+}

@@ -1,0 +1,165 @@
+//! What revisions take on the disk, and what of it they share.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+
+use camino::Utf8Path;
+use rayon::prelude::*;
+
+use super::inventory::{Bound, Footprint, Inventory, Shard, Shared, SharedKind};
+use crate::core::Core;
+use crate::error::{PathError, Result};
+use crate::format::OBJECT_MIN_SIZE;
+use crate::fs::read::{self, FileId, Metadata, Sharing};
+use crate::id::CacheKey;
+
+/// Measures trees, and remembers what was seen of what they share.
+#[derive(Debug)]
+pub(crate) struct Meter<'a> {
+    core: &'a Core,
+    sharing: Sharing,
+    /// What an inode takes beside its blocks.
+    inode: u64,
+    /// How many names each file has in instances.
+    instances: HashMap<FileId, u32>,
+    /// The directory of each object, by the object's inode.
+    objects: HashMap<u64, usize>,
+    /// How many revisions have each key.
+    key_counts: HashMap<CacheKey, u32>,
+    files: HashMap<FileId, usize>,
+    keys: HashMap<CacheKey, Option<usize>>,
+}
+
+/// What a walk saw.
+#[derive(Debug, Default)]
+struct Seen {
+    own: u64,
+    apparent: u64,
+    /// Files with several names: inode, bytes, names.
+    shared: Vec<(FileId, u64, u32)>,
+    clones: bool,
+}
+
+impl<'a> Meter<'a> {
+    pub fn new(
+        core: &'a Core,
+        key_counts: HashMap<CacheKey, u32>,
+        instances: HashMap<FileId, u32>,
+    ) -> Result<Meter<'a>> {
+        let sharing = read::sharing(core.layout.root())?;
+        let inode = read::inode_size(core.layout.root())?;
+        let (objects, files, keys) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Ok(Meter { core, sharing, inode, instances, objects, key_counts, files, keys })
+    }
+
+    pub fn has_key(&self, key: &CacheKey) -> bool {
+        self.key_counts.contains_key(key)
+    }
+
+    /// Notes a directory of objects, with their inodes; gives its place.
+    pub fn add_shard(&mut self, inventory: &mut Inventory, bytes: u64, objects: impl Iterator<Item = u64>) -> usize {
+        let at = inventory.shards.len();
+        let before = self.objects.len();
+        self.objects.extend(objects.map(|inode| (inode, at)));
+        inventory.shards.push(Shard { bytes, entries: (self.objects.len() - before) as u32 });
+        at
+    }
+
+    /// What a file or directory takes.
+    pub fn bytes(&self, metadata: &Metadata) -> u64 {
+        read::bytes_on_disk(metadata) + self.inode
+    }
+
+    /// Measures these revisions: the place of the template, and of the revision in it. Gives the sizes of their files.
+    pub fn measure(&mut self, inventory: &mut Inventory, places: &[(usize, usize)]) -> Result<Vec<u64>> {
+        let layout = &self.core.layout;
+        let dir = |&(t, r): &(usize, usize)| {
+            let template = &inventory.templates[t];
+            layout.revision(&template.id, &template.revisions[r].id)
+        };
+        let dirs: Vec<_> = places.iter().map(dir).collect();
+        let seen: Vec<Seen> = dirs.par_iter().map(|dir| self.walk(dir)).collect::<Result<_, _>>()?;
+        let apparent = seen.iter().map(|seen| seen.apparent).collect();
+        for (&(t, r), seen) in places.iter().zip(seen) {
+            let mut footprint = self.merge(inventory, seen);
+            for key in std::mem::take(&mut inventory.templates[t].revisions[r].keys) {
+                footprint.shared.extend(self.key(inventory, &key)?.map(|at| (at, 1)));
+                inventory.templates[t].revisions[r].keys.push(key);
+            }
+            inventory.templates[t].revisions[r].footprint = footprint;
+        }
+        Ok(apparent)
+    }
+
+    /// Measures a tree that is no revision any more, or not yet.
+    pub fn tree(&mut self, inventory: &mut Inventory, path: &Utf8Path) -> Result<Footprint> {
+        let seen = self.walk(path)?;
+        Ok(self.merge(inventory, seen))
+    }
+
+    fn merge(&mut self, inventory: &mut Inventory, seen: Seen) -> Footprint {
+        if seen.clones || self.sharing == Sharing::Always {
+            inventory.bound = Bound::AtMost;
+        }
+        let (mut footprint, mut places) = (Footprint { own: seen.own, shared: Vec::new() }, HashMap::new());
+        for (file, bytes, names) in seen.shared {
+            let at = *self.files.entry(file).or_insert_with(|| {
+                let shard = self.objects.get(&file.inode()).copied();
+                let holders = names - u32::from(shard.is_some());
+                let instances = self.instances.get(&file).copied().unwrap_or_default();
+                inventory.shared.push(Shared { kind: SharedKind::File, bytes, holders, instances, shard });
+                inventory.shared.len() - 1
+            });
+            let place = *places.entry(at).or_insert(footprint.shared.len());
+            match footprint.shared.get_mut(place) {
+                Some((_, names)) => *names += 1,
+                None => footprint.shared.push((at, 1)),
+            }
+        }
+        footprint
+    }
+
+    /// The entry of a key, as something that the revisions with this key share.
+    fn key(&mut self, inventory: &mut Inventory, key: &CacheKey) -> Result<Option<usize>> {
+        if let Some(&known) = self.keys.get(key) {
+            return Ok(known);
+        }
+        let at = read::metadata_if_there(&self.core.layout.key(key))?.map(|metadata| {
+            let holders = self.key_counts.get(key).copied().unwrap_or(1);
+            let bytes = self.bytes(&metadata);
+            inventory.shared.push(Shared { kind: SharedKind::Key, bytes, holders, instances: 0, shard: None });
+            inventory.shared.len() - 1
+        });
+        self.keys.insert(*key, at);
+        Ok(at)
+    }
+
+    /// Adds up a tree; nothing if it is gone.
+    fn walk(&self, path: &Utf8Path) -> Result<Seen, PathError> {
+        let mut seen = Seen::default();
+        let mut left = vec![path.to_owned()];
+        while let Some(path) = left.pop() {
+            let Some(metadata) = read::metadata_in_tree(&path)? else { continue };
+            if metadata.is_dir() {
+                seen.own += self.bytes(&metadata);
+                left.extend(read::list(&path)?.into_iter().map(|entry| path.join(entry.name)));
+            } else {
+                self.file(&path, &metadata, &mut seen);
+            }
+        }
+        Ok(seen)
+    }
+
+    fn file(&self, path: &Utf8Path, metadata: &Metadata, seen: &mut Seen) {
+        seen.apparent = seen.apparent.saturating_add(metadata.len());
+        if self.sharing == Sharing::Possible && metadata.is_file() && metadata.len() >= OBJECT_MIN_SIZE && !seen.clones
+        {
+            // What can't be asked may be shared.
+            seen.clones = read::has_shared_extents(path).unwrap_or(true);
+        }
+        match metadata.nlink() as u32 {
+            1 => seen.own += self.bytes(metadata),
+            names => seen.shared.push((FileId::of(metadata), self.bytes(metadata), names)),
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The light pass over a store: of each revision the few facts that decide about it, and what the dead left behind.
+
+use std::collections::{HashMap, HashSet};
+use std::thread;
+
+use camino::Utf8Path;
+use jiff::Timestamp;
+use rayon::prelude::*;
+use serde::de::IgnoredAny;
+
+use super::inventory::{CurrentState, DiskSpace, Inventory, RevisionState, Standing, TemplateState};
+use super::leftovers;
+use super::measure::Meter;
+use crate::activation::{self, Current};
+use crate::core::Core;
+use crate::error::Result;
+use crate::format::{ActivationLog, RevisionSummary};
+use crate::fs::handle::Handle;
+use crate::fs::lock::{BackOff, FORK_TIME, Flock, Mode, Patience};
+use crate::fs::{process, read};
+use crate::id::{CacheKey, RevisionId, TemplateId};
+use crate::instance;
+use crate::inventory;
+use crate::layout::REVISION_JSON;
+use crate::leases;
+use crate::pins;
+
+/// Reads what a plan needs, but for the bytes of revisions.
+pub(crate) fn scan(core: &Core) -> Result<(Inventory, Meter<'_>)> {
+    let ids = inventory::templates(core)?;
+    // The system is asked for its locks meanwhile: it sleeps over the answer.
+    let (templates, locked) = thread::scope(|scope| {
+        let locked = scope.spawn(process::locked_inodes);
+        let templates: Result<Vec<TemplateState>> = ids.into_par_iter().map(|id| template(core, &id)).collect();
+        (templates, locked.join().ok().flatten())
+    });
+    let templates = templates?;
+    let mut inventory = Inventory { templates, pins: pins::all(core)?, ..Inventory::default() };
+    let (total, available) = read::space(core.layout.root())?;
+    inventory.disk = DiskSpace { total, available, store: 0 };
+    find_holders(core, &mut inventory, locked.unwrap_or_default())?;
+    let instances = instance::known(core)?;
+    let mut meter = Meter::new(core, key_counts(&inventory), instance::links(&instances))?;
+    leftovers::find(core, &mut inventory, &mut meter, &instances)?;
+    Ok((inventory, meter))
+}
+
+/// What there is of a template. `current` and the revisions are read one after the other: who swaps and removes between
+/// the two must not look like a `current` that dangles.
+fn template(core: &Core, id: &TemplateId) -> Result<TemplateState> {
+    loop {
+        let state = look(core, id)?;
+        if state.current != CurrentState::Dangling || activation::dangles(core, id)? {
+            return Ok(state);
+        }
+    }
+}
+
+fn look(core: &Core, id: &TemplateId) -> Result<TemplateState> {
+    let artifacts = core.layout.artifacts(id);
+    let mut found: Vec<(RevisionId, u64)> = Vec::new();
+    for entry in read::list(&artifacts)?.into_iter().filter(|entry| entry.is_dir) {
+        found.extend(entry.name.parse().ok().map(|id| (id, entry.inode)));
+    }
+    let current = activation::current(core, id)?;
+    let log = activation::log(core, id, &current)?;
+    let used = last_uses(&log);
+    let directory = read::Directory::open(&artifacts)?;
+    let record = |revision: &RevisionId| {
+        let below = Utf8Path::new(revision.as_str()).join(REVISION_JSON);
+        directory.as_ref()?.bytes_if_there(&below).ok().flatten()
+    };
+    let revisions = found.into_par_iter().map(|(revision, inode)| {
+        let last_used = used.get(&revision).copied();
+        if let Some(bytes) = record(&revision) {
+            return Ok(Some(state(revision, inode, Some(bytes), last_used)));
+        }
+        let again = look_again(&artifacts.join(revision.as_str()))?;
+        Ok(again.map(|(inode, bytes)| state(revision, inode, bytes, last_used)))
+    });
+    let revisions: Vec<RevisionState> = revisions.filter_map(Result::transpose).collect::<Result<_>>()?;
+    let ids: HashSet<&RevisionId> = revisions.iter().map(|state| &state.id).collect();
+    let exists = |revision: &RevisionId| ids.contains(revision);
+    let rollback = rollback_targets(&log, current.revision(), usize::MAX, exists);
+    let current = match current {
+        Current::Unset => CurrentState::Unset,
+        Current::Revision(revision) if exists(&revision) => CurrentState::Revision(revision),
+        _ => CurrentState::Dangling,
+    };
+    Ok(TemplateState { id: id.clone(), current, rollback, revisions })
+}
+
+/// The second look at a revision whose record was not found: the number of its inode, and the record.
+///
+/// Whoever removes it meanwhile removes it from the plan, and may make it again. It has no record if one and the same
+/// directory had none, before and after.
+fn look_again(dir: &Utf8Path) -> Result<Option<(u64, Option<Vec<u8>>)>> {
+    loop {
+        let Some(named) = Handle::of(dir)? else { return Ok(None) };
+        let bytes = read::bytes_if_there(&dir.join(REVISION_JSON)).ok().flatten();
+        if bytes.is_some() || named.still_named()? {
+            return Ok(Some((named.inode()?, bytes)));
+        }
+    }
+}
+
+/// What the nearest rollbacks go back to, at most so many.
+pub(super) fn rollback_targets(
+    log: &ActivationLog,
+    current: Option<&RevisionId>,
+    most: usize,
+    exists: impl Fn(&RevisionId) -> bool,
+) -> Vec<RevisionId> {
+    let mut seen: HashSet<&RevisionId> = current.into_iter().collect();
+    let nearest_first = log.stack().into_iter().rev();
+    nearest_first.filter(|revision| seen.insert(revision) && exists(revision)).take(most).cloned().collect()
+}
+
+/// When each revision became current, or stopped being so, the last time.
+fn last_uses(log: &ActivationLog) -> HashMap<&RevisionId, Timestamp> {
+    let mut uses = HashMap::new();
+    let mut before = None;
+    for entry in &log.entries {
+        uses.insert(&entry.revision, entry.at);
+        before.map(|before| uses.insert(before, entry.at));
+        before = Some(&entry.revision);
+    }
+    uses
+}
+
+fn state(id: RevisionId, inode: u64, record: Option<Vec<u8>>, last_used: Option<Timestamp>) -> RevisionState {
+    let mut state = RevisionState::new(id, Timestamp::UNIX_EPOCH);
+    state.inode = inode;
+    (state.published_at, state.last_used) = (None, last_used);
+    let Some(Ok(summary)) = record.as_deref().map(RevisionSummary::<IgnoredAny>::from_json) else {
+        state.standing = Standing::Unreadable;
+        return state;
+    };
+    state.published_at = summary.published_at.or(summary.adopted_at);
+    state.last_used = state.last_used.max(state.published_at);
+    state.build_seconds = summary.build_seconds;
+    state.keys = summary.keys();
+    state.standing = match () {
+        () if !summary.has_contents() || state.published_at.is_none() => Standing::NotOurs,
+        () if summary.published_at.is_none() => Standing::Adopted,
+        () => Standing::Published,
+    };
+    state
+}
+
+/// Asks about those revisions on which the system shows a lock, or for which there are notes.
+fn find_holders(core: &Core, inventory: &mut Inventory, locked: Vec<u64>) -> Result<()> {
+    let noted: HashSet<String> = read::names(&core.layout.leases())?.into_iter().collect();
+    let locked: HashSet<u64> = locked.into_iter().collect();
+    let mut places = Vec::new();
+    for (t, template) in inventory.templates.iter().enumerate() {
+        for (r, state) in template.revisions.iter().enumerate() {
+            if locked.contains(&state.inode) || noted.contains(&format!("{}@{}", template.id, state.id)) {
+                places.push((t, r));
+            }
+        }
+    }
+    ask(core, inventory, &places)
+}
+
+/// Finds out who holds these revisions: the template's place, and the revision's in it.
+pub(super) fn ask(core: &Core, inventory: &mut Inventory, places: &[(usize, usize)]) -> Result<()> {
+    let mut places = places.to_vec();
+    let mut pauses = BackOff::new(Some(FORK_TIME));
+    loop {
+        let held = held(core, inventory, &places)?;
+        let names: Vec<_> = held.iter().map(|&(t, r)| name(inventory, (t, r))).collect();
+        let mut unseen = Vec::new();
+        for ((t, r), holders) in held.into_iter().zip(leases::holders(core, &names)?) {
+            if holders.is_empty() {
+                unseen.push((t, r));
+            }
+            inventory.templates[t].revisions[r].holders = Some(holders);
+        }
+        // Who can't be seen may be a copy of our own question, in a process that has just been started.
+        if unseen.is_empty() || !pauses.pause() {
+            return Ok(());
+        }
+        for &(t, r) in &unseen {
+            inventory.templates[t].revisions[r].holders = None;
+        }
+        places = unseen;
+    }
+}
+
+fn name(inventory: &Inventory, (t, r): (usize, usize)) -> (TemplateId, RevisionId) {
+    (inventory.templates[t].id.clone(), inventory.templates[t].revisions[r].id.clone())
+}
+
+/// Those of the places that somebody holds.
+fn held(core: &Core, inventory: &Inventory, places: &[(usize, usize)]) -> Result<Vec<(usize, usize)>> {
+    let mut held = Vec::new();
+    for &(t, r) in places {
+        let (template, revision) = (&inventory.templates[t].id, &inventory.templates[t].revisions[r].id);
+        if is_held(core, template, revision)? {
+            held.push((t, r));
+        }
+    }
+    Ok(held)
+}
+
+/// Whether somebody holds a revision at this moment. A collector is not asked: it takes what nobody holds.
+fn is_held(core: &Core, template: &TemplateId, revision: &RevisionId) -> Result<bool> {
+    match Flock::take(&core.layout.revision(template, revision), Mode::Exclusive, Patience::None) {
+        Ok(lock) => Ok(lock.is_none()),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// How many revisions have each key.
+fn key_counts(inventory: &Inventory) -> HashMap<CacheKey, u32> {
+    let mut counts = HashMap::new();
+    for key in inventory.templates.iter().flat_map(|template| &template.revisions).flat_map(|state| &state.keys) {
+        *counts.entry(*key).or_default() += 1;
+    }
+    counts
+}

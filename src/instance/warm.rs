@@ -1,0 +1,96 @@
+//! What a VM goes on from: the memory and the disks of a snapshot, all of one moment.
+
+use std::collections::BTreeSet;
+
+use camino::Utf8Path;
+use serde_json::json;
+
+use super::parts::{Part, Parts, check_names};
+use super::place::Place;
+use crate::error::{Error, Result};
+use crate::format::{Content, DATA_DISK, FcDrive, MEM, VMSTATE, drive_path, pretty};
+use crate::fs::read;
+use crate::fs::seal::looks_sealed;
+use crate::id::ArtifactPath;
+use crate::revision::Revision;
+use crate::snapshot::Snapshot;
+
+/// The body of Firecracker's `PUT /snapshot/load`.
+pub(crate) const LOAD_JSON: &str = "snapshot-load.json";
+
+/// The parts of the revision's snapshot, which may be replaced meanwhile: whoever uses them asks afterwards.
+pub(super) fn parts(revision: &Revision, place: &Place) -> Result<Parts> {
+    let Some(snapshot) = revision.snapshot()? else {
+        return Err(Error::NoSnapshot { template: revision.template().clone(), revision: revision.id().clone() });
+    };
+    let mut files = Vec::new();
+    for name in [VMSTATE, MEM] {
+        files.push(part(&snapshot, name, name.parse()?, false)?);
+    }
+    let known = revision.drives()?;
+    for drive in &snapshot.record().drives {
+        let of_it = known.iter().find(|known| known.id == drive.id);
+        let name = name_of(revision, drive.path_on_host.as_deref(), of_it, &drive_path(&drive.id));
+        let writable = of_it.is_none_or(|drive| !drive.is_read_only);
+        files.push(part(&snapshot, drive_path(&drive.id).as_str(), name, writable)?);
+    }
+    files.extend(read_only_drives(revision, &snapshot, &known)?);
+    let mut names = BTreeSet::new();
+    if let Some(twice) = files.iter().map(|part| &part.name).find(|name| !names.insert((*name).clone())) {
+        return Err(Error::BadForInstance {
+            template: revision.template().clone(),
+            revision: revision.id().clone(),
+            problem: format!("two files of its snapshot would be {twice}; attach it with other paths of its drives"),
+        });
+    }
+    check_names(revision, &names, &[LOAD_JSON])?;
+    let load = json!({
+        "snapshot_path": place.path.join(VMSTATE),
+        "mem_backend": { "backend_type": "File", "backend_path": place.path.join(MEM) },
+        // The VM goes on when it was told where its disks are.
+        "resume_vm": false,
+    });
+    Ok(Parts { files, documents: vec![(LOAD_JSON, pretty(&load))], data_disk: None, snapshot: Some(snapshot) })
+}
+
+fn part(snapshot: &Snapshot, path: &str, name: ArtifactPath, writable: bool) -> Result<Part> {
+    let listed = snapshot.contents().iter().find(|content| content.path.as_str() == path);
+    let Content { size, blake3, .. } = listed.expect("a record that lists less is refused when it is read");
+    let source = snapshot.path().join(path);
+    let problem = match read::metadata_if_there(&source)? {
+        Some(found) if looks_sealed(&found, *size) => {
+            return Ok(Part { name, source, size: *size, blake3: Some(*blake3), writable });
+        }
+        Some(_) => "it was changed after it was attached",
+        None => "it is missing",
+    };
+    Err(Error::SnapshotDamaged { path: source, problem: problem.to_owned() })
+}
+
+/// Where a VM that goes on looks for a drive, below the directory in which it runs: where it had it. Of a path that is
+/// absolute nothing can be made here; then it has the name that it has in an instance that boots.
+fn name_of(revision: &Revision, path: Option<&str>, drive: Option<&FcDrive>, otherwise: &ArtifactPath) -> ArtifactPath {
+    let is_root = drive.is_some_and(|drive| drive.is_root);
+    let booted = match drive.and_then(|drive| drive.path_on_host.as_deref()) {
+        _ if is_root => Some(revision.build().artifact_paths.rootfs.as_str()),
+        None if drive.is_some_and(|drive| drive.id.as_str() == "data") => Some(DATA_DISK),
+        named => named,
+    };
+    let below = |path: &str| path.strip_prefix("./").unwrap_or(path).parse().ok();
+    path.and_then(below).or_else(|| booted.and_then(below)).unwrap_or_else(|| otherwise.clone())
+}
+
+/// Drives that the snapshot does not need to have: nobody writes to them, so they are what they were.
+fn read_only_drives(revision: &Revision, snapshot: &Snapshot, known: &[FcDrive]) -> Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    for drive in known.iter().filter(|drive| !drive.needs_snapshot() && snapshot.drive(&drive.id).is_none()) {
+        let rootfs = || revision.build().artifact_paths.rootfs.clone();
+        let path = if drive.is_root { Some(rootfs()) } else { drive.path_on_host.clone() };
+        let Some(path) = path.filter(|path| Utf8Path::new(path).is_relative()) else { continue };
+        let Ok(name) = path.strip_prefix("./").unwrap_or(&path).parse::<ArtifactPath>() else { continue };
+        let Some(content) = revision.contents().iter().find(|content| content.path == name) else { continue };
+        let source = revision.artifact(&name);
+        parts.push(Part { name, source, size: content.size, blake3: Some(content.blake3), writable: false });
+    }
+    Ok(parts)
+}

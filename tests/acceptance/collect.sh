@@ -1,0 +1,175 @@
+# Collections of a store with many revisions: what goes is what the dry run says,
+# and its bytes are those that df shows.
+
+# A store as large as a site's, on a file system of its own where there is one.
+revisions=${ACCEPT_REVISIONS:-1000}
+templates=100
+each=$((revisions / templates))
+[[ $each -ge 8 ]] || die "ACCEPT_REVISIONS must be 800 or more"
+if own_disk 1024; then
+  store=$disk/store
+else
+  disk=
+  use collect
+fi
+
+fill() {
+  local number worker pids=()
+  for ((number = 1; number <= each; number += 2)); do lock "fill-$number" >/dev/null; done
+  ts init --durability none
+  for worker in 0 1 2 3; do
+    python3 "$tools/fill.py" "$program" "$store" "$dir/locks" "$templates" "$each" "$worker" 4 &
+    pids+=($!)
+  done
+  for worker in "${pids[@]}"; do wait "$worker" || die "a publication failed"; done
+  [[ $(find "$store"/templates/*/artifacts -mindepth 1 -maxdepth 1 | wc -l) == $((each * templates)) ]]
+}
+
+names() { # FROM TO: the revisions of those numbers in all templates
+  local number template
+  for ((template = 0; template < templates; template++)); do
+    for ((number = $1; number <= $2; number++)); do printf 't%02d@r%04d\n' "$template" "$number"; done
+  done | sort
+}
+
+# What a revision that stays looks like; the link counts of its files may change.
+survivors() { # FROM
+  local number
+  for ((number = $1; number <= each; number++)); do
+    find "$store"/templates/*/artifacts/"$(printf 'r%04d' "$number")" -printf '%p %i %m %u %s %T@\n'
+  done | sort
+}
+
+used() {
+  sync -f "$store"
+  df -B1 --output=used "$store" | tail -n 1
+}
+
+dry_run() { # KEEP FIRST LAST
+  ts --json gc --keep-last "$1" --dry-run >"$work/dry"
+  diff <(names "$2" "$3") <(python3 "$tools/look.py" going <"$work/dry") || die "another list goes"
+}
+
+bytes_are_those_of_df() {
+  local freed planned shown=$((used_before - used_after)) difference
+  freed=$(python3 "$tools/look.py" at report.freed <"$work/real")
+  planned=$(python3 "$tools/look.py" at plan.frees <"$work/dry")
+  [[ $(python3 "$tools/look.py" at report.bound <"$work/real") == exact ]] || die "the bytes are not exact"
+  [[ $freed == "$planned" ]] || die "the dry run said $planned bytes, the report $freed, df $shown"
+  difference=$((freed > shown ? freed - shown : shown - freed))
+  case $(stat -f -c %T "$store") in
+    ext2/ext3 | tmpfs) [[ $difference == 0 ]] || die "the report says $freed bytes, df $shown" ;;
+    *) [[ $((difference * 20)) -le $shown ]] || die "the report says $freed bytes, df $shown" ;;
+  esac
+  [[ $shown -gt 0 ]]
+}
+
+df_of() { # DESCRIPTION
+  if [[ -n $disk ]]; then
+    check "the bytes of $1 are those of its dry run, and those that df shows" bytes_are_those_of_df
+  else
+    skip "the bytes of $1 against df: needs root or ACCEPT_SMALL"
+  fi
+}
+
+goes() { # FIRST LAST: those have gone; of the others, only those before are not there
+  diff <(names "$1" "$2") <(python3 "$tools/look.py" removed <"$work/real") || die "the report has another list"
+  [[ $(python3 "$tools/look.py" at report.skipped <"$work/real") == "[]" ]]
+  diff <(names $(($2 + 1)) "$each") \
+    <(cd "$store/templates" && find ./*/artifacts -mindepth 1 -maxdepth 1 | sed 's,^\./\(.*\)/artifacts/,\1@,' | sort) ||
+    die "other revisions are there"
+}
+
+finds_nothing() { # KEEP
+  ts --json gc --keep-last "$1" >"$work/second"
+  [[ $(python3 "$tools/look.py" at report <"$work/second" | tr -d ' \n') == *'"removed":[],"skipped":[],"swept":[],"failed":[],"freed":0,'* ]] ||
+    die "it found $(python3 "$tools/look.py" at report <"$work/second")"
+}
+
+start=$SECONDS
+check "$((each * templates)) revisions in $templates templates are published" fill
+note "that took $((SECONDS - start)) s"
+half=$((each / 2))
+check "the dry run lets the older half go, and changes nothing" leaves_no_trace "$store" dry_run $((each - half)) 1 "$half"
+survivors $((half + 1)) >"$work/survivors"
+used_before=$(used)
+start=$EPOCHREALTIME
+ts --json gc --keep-last $((each - half)) >"$work/real" || note "gc ended with exit code $?"
+note "the collection took $(((${EPOCHREALTIME/./} - ${start/./}) / 1000)) ms"
+used_after=$(used)
+check "the collection removes exactly that half" goes 1 "$half"
+df_of "a collection"
+check "what stays was not touched" diff "$work/survivors" <(survivors $((half + 1)))
+check "a second run finds nothing" leaves_no_trace "$store" finds_nothing $((each - half))
+check "nothing of the collected is left in objects, keys and trash" leaves_nothing "$store"
+check "verify is clean" clean "$store"
+check "the digests of what stays are those that b3sum computes" all_right "$store"
+
+# A plan that was saved, and done later.
+left=$((each - half))
+quarter=$((left / 2))
+check "another dry run lets half of the rest go" dry_run $((left - quarter)) $((half + 1)) $((half + quarter))
+cp "$work/dry" "$work/plan"
+used_before=$(used)
+ts --json gc --plan "$work/plan" >"$work/real" || note "gc ended with exit code $?"
+used_after=$(used)
+check "gc --plan removes exactly what the saved dry run says" goes $((half + 1)) $((half + quarter))
+df_of "a saved plan"
+plan_is_done() {
+  ts --json gc --plan "$work/plan" >"$work/again"
+  [[ $(python3 "$tools/look.py" at report.removed <"$work/again") == "[]" ]]
+  [[ $(python3 "$tools/look.py" at report.skipped <"$work/again" | grep -o '"gone"' | wc -l) == $((quarter * templates)) ]] ||
+    die "not each is said to be gone"
+}
+check "the same plan once more removes nothing, and says that all is gone" leaves_no_trace "$store" plan_is_done
+no_plan() { expect 2 'plan' ts gc --plan "$work/digests"; }
+check "a file that is no plan is refused" leaves_no_trace "$store" no_plan
+check "verify is clean after it" clean "$store"
+why_all() {
+  expect 0 'is kept' ts why t00 --keep-last 1
+  expect 0 'goes with the next gc' ts why "$(names $((half + quarter + 1)) $((half + quarter + 1)) | head -n 1)" --keep-last 1
+}
+check "why says what is kept and what goes" leaves_no_trace "$store" why_all
+rm -rf "$store"
+
+# --- what stays for other reasons ----------------------------------------------
+
+use keeps
+for number in 1 2 3 4 5 6; do
+  build web "keeps-$number" --revision "r$number" -- "$tools/little-image" "keeps $number" >/dev/null
+done
+
+kept() { # REVISIONS OPTION...: those stay in the plan of these options
+  local revisions=$1 found
+  shift
+  found=$(ts --json gc --dry-run "$@" | python3 -c '
+import json, sys
+print(*sorted(one["revision"] for one in json.load(sys.stdin)["plan"]["revisions"] if one["verdict"] == "kept"))')
+  [[ $found == "$revisions" ]] || die "kept: $found"
+}
+check "by default, the newest three stay" kept "r4 r5 r6"
+check "the target of the next rollbacks stays" kept "r3 r4 r5 r6" --keep-last 2 --rollback 3
+check "what is younger than --keep-within stays" kept "r1 r2 r3 r4 r5 r6" --keep-last 1 --keep-within 1h
+old_current() {
+  ts activate web r1
+  kept "r1 r6" --keep-last 1
+  kept "r1 r5 r6" --keep-last 2 # the rollback goes to r6
+}
+check "what is current stays, however old" old_current
+says_policy() {
+  printf '[gc]\nkeep_last = 5\n[gc.template.web]\nkeep_last = 1\n' >"$store/.store/config.toml"
+  kept "r1 r6"
+  printf '[gc]\nkeep_lst = 5\n' >"$store/.store/config.toml"
+  expect 1 'unknown field .keep_lst' ts gc
+  rm "$store/.store/config.toml"
+}
+check ".store/config.toml says what is kept, and a mistake in it is refused" leaves_no_trace "$store" says_policy
+size_goal() {
+  local size
+  size=$(ts --json du | python3 "$tools/look.py" at on_disk)
+  expect 0 . ts --json gc --dry-run --keep-last 10 --max-size $((size - 1))
+  [[ $(python3 "$tools/look.py" going <"$said_out" | wc -l) == 1 ]] || die "not one goes for a byte"
+  expect 5 'smaller|small' ts gc --keep-last 10 --max-size 1
+  kept "r1 r2 r3 r4 r5 r6" --keep-last 10
+}
+check "--max-size takes no more than it needs, and nothing when that is not enough (exit code 5)" size_goal

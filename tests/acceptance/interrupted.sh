@@ -1,0 +1,117 @@
+# Commands are killed at any moment: what is seen is all or nothing, and the next one
+# clears away the rest.
+
+rounds=${ACCEPT_KILLS:-200}
+# Every so many-th system call; each of them where the checks are made at length.
+if [[ $rounds -ge 200 ]]; then step=1; else step=5; fi
+use interrupted
+
+kill_rounds() { # KIND KILLS [STEP]
+  PYTHONDONTWRITEBYTECODE=1 python3 "$tools/interrupt.py" "$1" "$program" "$store" "$dir/${store##*/}" "${@:2}" \
+    >"$work/interrupted" 2>&1 || die "$(cat "$work/interrupted")"
+}
+tells() { if [[ -s $work/interrupted ]]; then note "$(cat "$work/interrupted")"; fi; }
+
+mkdir -p "$dir/interrupted"
+published() {
+  ts init
+  mkdir "$work/image"
+  OUT=$work/image "$tools/vm-image" interrupted 32 64
+  expect 0 . ts create web --role worker --mem 4
+  expect 0 . ts publish other "$work/image" --revision r1 # the same inodes
+  expect 0 . ts publish web "$work/image" --revision r1 --move
+  cp -a "$store" "$store.seed"
+}
+check "a store with a revision" published
+check "instance, killed $rounds times at random: DEST is whole or not there, the next one sweeps, verify and gc are clean" \
+  kill_rounds instance "$rounds"
+tells
+if command -v strace >/dev/null; then
+  check "instance, killed at its system calls one after the other: the same" kill_rounds instance 0 "$step"
+  tells
+  # Who lives is not swept.
+  lives() {
+    local slow vms=$dir/interrupted/vms
+    mkdir -p "$vms"
+    strace -f -qq -o /dev/null -e trace=fsync -e inject=fsync:delay_enter=1500000 \
+      "$program" --store "$store" --quiet instance web@r1 "$vms/slow" &
+    slow=$!
+    wait_for 10 sibling "$vms"
+    ls -d "$vms"/.template-store-slow.* >"$work/siblings"
+    expect 0 . ts instance web@r1 "$vms/quick"
+    expect 0 . ts gc
+    ls -d "$vms"/.template-store-slow.* | diff "$work/siblings" - || die "what a living process makes was swept"
+    wait "$slow" || die "the slow one failed"
+    python3 "$tools/vm.py" is_instance "$vms/slow" "$store/templates/web/artifacts/r1"
+    expect 0 . ts instance rm "$vms/slow"
+    expect 0 . ts instance rm "$vms/quick"
+    [[ -z $(ls -A "$vms") ]] || die "left behind: $(ls -A "$vms")"
+  }
+  sibling() { compgen -G "$1/.template-store-slow.*" >/dev/null; }
+  check "the next one sweeps nothing that a living process makes" lives
+else
+  skip "no strace: kills at each system call"
+fi
+paused() {
+  local label place revision=$store/templates/web/artifacts/r1
+  for label in first second; do
+    place=$dir/interrupted/paused/$label
+    mkdir -p "$place"
+    head -c 40000 <(yes "vmstate $label") >"$place/vmstate"
+    python3 "$tools/vm.py" memory "$place/mem" 4 80 "$label"
+    cp --sparse=always "$revision/rootfs.ext4" "$revision/scratch.img" "$place/"
+    chmod u+w "$place"/*
+    printf 'written by %s' "$label" | dd of="$place/rootfs.ext4" bs=1 seek=5000 conv=notrunc status=none
+    printf 'written by %s' "$label" | dd of="$place/scratch.img" bs=1 seek=5000 conv=notrunc status=none
+  done
+}
+check "what two paused VMs leave" paused
+check "snapshot attach, killed $rounds times at random: there is the old one, the new one or none, verify and gc are clean" \
+  kill_rounds attach "$rounds"
+tells
+if command -v strace >/dev/null; then
+  check "snapshot attach, killed at its system calls one after the other: the same" kill_rounds attach 0 "$step"
+  tells
+fi
+chmod -R u+w "$store" "$store.seed" "$dir/interrupted" 2>/dev/null || true
+rm -rf "$store" "$store.seed" "$dir/interrupted"
+
+# --- what is done to the store itself --------------------------------------------
+
+if command -v strace >/dev/null; then
+  use killed-at
+  mkdir -p "$dir/killed-at/image"
+  four_revisions() {
+    local number
+    ts init
+    expect 0 . ts create db --role worker
+    for number in 1 2 3 4; do
+      # Each has a kernel of its own, and a root file system with every other one.
+      build web "killed-at-$number" --revision "r$number" -- \
+        "$tools/little-image" "killed at $number" "killed at $((number % 2))"
+    done
+    OUT=$dir/killed-at/image "$tools/little-image" "killed at 5" "killed at 1"
+    cp "$(lock killed-at-4)" "$dir/killed-at/flake.lock"
+    cp -a "$store" "$store.seed"
+  }
+  check "a store of four revisions" four_revisions
+  # At every one of their calls where it is done at length; else at some of each.
+  if [[ $rounds -ge 200 ]]; then step=1; else step=12; fi
+  for kind in publish move reuse activate rollback rm rm-current rm-template pin unpin gc repair adopt; do
+    check "$kind, killed at its system calls one after the other: what is seen is the old or the new, done again it is done" \
+      kill_rounds "$kind" 0 "$step"
+    tells
+  done
+  # A program that swaps `current` by removing it first.
+  in_two_steps() {
+    printf '#!/bin/sh\nset -e\ncase "$*" in *"activate web r1") cd "$2/templates/web"; rm current; ln -s revisions/r1 current ;;\n*) exec "%s" "$@" ;; esac\n' \
+      "$program" >"$work/in-two-steps"
+    chmod +x "$work/in-two-steps"
+    program=$work/in-two-steps
+    if (kill_rounds activate 0 1) >"$work/noticed"; then die "it was not noticed"; fi
+    grep -q "('web', 'current') is None" "$work/noticed" || die "something else was noticed: $(cat "$work/noticed")"
+  }
+  check "an activation that takes two steps is noticed" in_two_steps
+  chmod -R u+w "$store" "$store.seed" 2>/dev/null || true
+  rm -rf "$store" "$store.seed" "$dir/killed-at"
+fi

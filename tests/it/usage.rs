@@ -1,0 +1,161 @@
+//! `du`: what the disk says, and who of the store it belongs to.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+
+use camino::Utf8Path;
+use template_store::{Bytes, Removal, Revision, Store, Usage};
+
+use crate::gc::{blocks, counts_exactly, dry_run, publish};
+use crate::support::{Place, build, bytes, draft, id, image, inputs, reused, when_free};
+
+/// The bytes of a template, or of one of its revisions.
+fn of(usage: &Usage, template: &str, revision: Option<&str>) -> Bytes {
+    let found = usage.templates.iter().find(|one| one.template.as_str() == template).expect("it is listed");
+    match revision {
+        None => found.bytes,
+        Some(revision) => found.revisions.iter().find(|one| one.revision.as_str() == revision).unwrap().bytes,
+    }
+}
+
+/// The blocks and names of each inode below a directory, and the sizes of its files.
+fn walk(dir: &Utf8Path) -> (HashMap<u64, (u64, u64)>, u64) {
+    let mut inodes: HashMap<u64, (u64, u64)> = HashMap::new();
+    let mut apparent = 0;
+    for found in walkdir::WalkDir::new(dir).into_iter().map(|entry| entry.unwrap().metadata().unwrap()) {
+        inodes.entry(found.ino()).or_insert((found.blocks() * 512, 0)).1 += 1;
+        apparent += if found.is_dir() { 0 } else { found.len() };
+    }
+    (inodes, apparent)
+}
+
+/// The names of each inode that are neither in `dir` nor in `objects/`, counted by a walk of the whole store.
+fn held_elsewhere(store: &Store, dir: &Utf8Path) -> HashSet<u64> {
+    let walk = walkdir::WalkDir::new(store.layout().templates()).into_iter().map(|entry| entry.unwrap());
+    let others = walk.filter(|entry| !entry.path().starts_with(dir));
+    others.map(|entry| entry.metadata().unwrap().ino()).collect()
+}
+
+/// A revision's bytes are those that a walk counts.
+#[track_caller]
+fn assert_counted(store: &Store, usage: &Usage, revision: &Revision) {
+    let bytes = of(usage, revision.template().as_str(), Some(revision.id().as_str()));
+    let (inodes, apparent) = walk(&revision.path());
+    let elsewhere = held_elsewhere(store, &revision.path());
+    let sum = |shared: bool| -> u64 {
+        inodes.iter().filter(|(inode, _)| elsewhere.contains(inode) == shared).map(|(_, (blocks, _))| blocks).sum()
+    };
+    assert_eq!(bytes.apparent, apparent, "apparent");
+    if counts_exactly(store.layout().root()) {
+        assert_eq!((bytes.shared, bytes.exclusive), (sum(true), sum(false)), "shared and exclusive");
+        assert_eq!(bytes.on_disk, sum(true) + sum(false));
+    }
+    assert!(bytes.freed_if_removed >= bytes.exclusive);
+}
+
+#[test]
+fn twins_across_templates_are_shared_and_the_rest_is_exclusive() {
+    let place = Place::new();
+    let store = place.store();
+    let first = build(&store, "web", &inputs("a"), "a");
+    let twin = reused(&store, "db", &inputs("a"));
+    let other = build(&store, "web", &inputs("b"), "b");
+    let usage = store.usage().unwrap();
+    for revision in [&first, &twin, &other] {
+        assert_counted(&store, &usage, revision);
+    }
+    let (shared, lone) = (of(&usage, "db", None), of(&usage, "web", Some(other.id().as_str())));
+    assert!(shared.shared >= 384 << 10 && shared.exclusive < 64 << 10, "{shared:?}");
+    assert!(lone.exclusive >= 384 << 10 && lone.shared == 0, "{lone:?}");
+    assert_eq!(of(&usage, "web", None).apparent, of(&usage, "web", Some(first.id().as_str())).apparent + lone.apparent);
+}
+
+#[test]
+fn what_a_template_has_twice_it_has_for_itself() {
+    let place = Place::new();
+    let store = place.store();
+    let first = build(&store, "web", &inputs("a"), "a");
+    // The same kernel in another revision.
+    let draft = draft(&store, "web", &inputs("b"));
+    image(draft.path(), "b");
+    fs::copy(first.kernel(), draft.path().join("vmlinux")).unwrap();
+    let second = draft.seal().unwrap().publish().unwrap();
+    let usage = store.usage().unwrap();
+    for revision in [&first, &second] {
+        assert_counted(&store, &usage, revision);
+        assert!(of(&usage, "web", Some(revision.id().as_str())).shared >= 128 << 10);
+    }
+    let web = of(&usage, "web", None);
+    assert_eq!((web.shared, web.exclusive), (0, web.on_disk), "nobody else has any of it: {web:?}");
+}
+
+#[test]
+fn a_hole_is_apparent_and_takes_nothing() {
+    let place = Place::new();
+    let store = place.store();
+    let draft = draft(&store, "web", &inputs("a"));
+    image(draft.path(), "a");
+    File::create(draft.path().join("data.img")).unwrap().set_len(1 << 30).unwrap();
+    let revision = draft.seal().unwrap().publish().unwrap();
+    let usage = store.usage().unwrap();
+    assert_counted(&store, &usage, &revision);
+    let web = of(&usage, "web", None);
+    assert!(web.apparent > 1 << 30 && web.on_disk < 1 << 22, "{web:?}");
+}
+
+#[test]
+fn the_whole_is_what_the_disk_says() {
+    let place = Place::new();
+    let store = place.store();
+    publish(&store, "web", &["a", "b", "c"]);
+    drop(reused(&store, "db", &inputs("a")));
+    fs::write(store.layout().trash().join("left"), bytes("left", 50_000)).unwrap();
+    let usage = store.usage().unwrap();
+    if counts_exactly(place.path()) {
+        let root = fs::metadata(store.layout().root()).unwrap().blocks() * 512;
+        assert_eq!(usage.on_disk, blocks(store.layout().root()) - root);
+        let revisions: HashMap<u64, u64> = store.templates().unwrap().iter().fold(HashMap::new(), |mut all, id| {
+            for revision in store.revisions(id).unwrap() {
+                all.extend(
+                    walk(&store.layout().revision(id, &revision)).0.iter().map(|(inode, (size, _))| (*inode, *size)),
+                );
+            }
+            all
+        });
+        assert_eq!(usage.own, usage.on_disk - revisions.values().sum::<u64>(), "what belongs to no revision");
+    }
+    assert_eq!(usage.apparent, usage.templates.iter().map(|one| one.bytes.apparent).sum::<u64>());
+    assert!(usage.disk_total >= usage.disk_available && usage.disk_available > 0);
+    let json = place.done(&["--json", "du"]).json();
+    assert_eq!(json["templates"][0]["template"], "db");
+    assert_eq!(json["on_disk"], usage.on_disk);
+    let one = place.done(&["--json", "du", "web"]).json();
+    assert_eq!(one["templates"].as_array().unwrap().len(), 1);
+    place.run(&["du", "none"]).with_code(3);
+}
+
+#[test]
+fn what_would_be_freed_is_what_a_removal_frees() {
+    let place = Place::new();
+    let store = place.store();
+    let ids = publish(&store, "web", &["a", "b", "c"]);
+    drop(reused(&store, "db", &inputs("a")));
+    drop(reused(&store, "own", &inputs("b")));
+    if !counts_exactly(place.path()) {
+        return;
+    }
+    for revision in [&ids[0], &ids[1]] {
+        dry_run(&place, &["--keep-last", "0"]);
+        let (said, before) = (of(&store.usage().unwrap(), "web", Some(revision.as_str())), blocks(&place.root()));
+        when_free(|| store.remove(&id("web"), revision, Removal::Unused)).unwrap();
+        assert_eq!(before - blocks(&place.root()), said.freed_if_removed, "{revision}: {said:?}");
+    }
+    // Now the last who has each.
+    publish(&store, "own", &["z"]);
+    dry_run(&place, &["--keep-last", "0"]);
+    let (said, before) = (of(&store.usage().unwrap(), "own", Some(ids[1].as_str())), blocks(&place.root()));
+    when_free(|| store.remove(&id("own"), &ids[1], Removal::Unused)).unwrap();
+    assert_eq!(before - blocks(&place.root()), said.freed_if_removed, "{said:?}");
+    assert!(said.freed_if_removed >= 384 << 10);
+}
