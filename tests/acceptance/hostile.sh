@@ -56,7 +56,7 @@ publish_hard_links() { # [--move]
   rm -rf "$ready"
   mkdir "$ready"
   link_outside "publish$1" "$ready"
-  rm -f "$work/ready"
+  rm -rf "$work/ready"
   if [[ -z $1 ]]; then
     state_of "$ready"/vmlinux "$ready"/fc-base.json >"$work/ready"
     state_of "$outside"/* >"$work/outside"

@@ -4,7 +4,6 @@
 //! It stops before every fifth of its steps in turn, when `POWERCUT=all`; else before one.
 
 use std::io::Write as _;
-use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -266,12 +265,7 @@ impl Recorded {
     }
 
     fn states(&self) -> Vec<State> {
-        let mut states = Vec::new();
-        let _ = Explorer::new(&self.log, LIMITS).explore(self.first, &mut |state| {
-            states.push(state);
-            ControlFlow::Continue(())
-        });
-        states
+        Explorer::new(&self.log, LIMITS).collect(self.first)
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::collections::HashSet;
 use std::io::Write as _;
-use std::ops::ControlFlow;
 
 use template_store::ErrorKind;
 
@@ -159,14 +158,9 @@ impl Cuts {
 
 /// The states that such cuts may leave, but the `known` ones.
 pub fn states_of(log: &Log, cuts: Cuts, limits: Limits, known: &HashSet<u64>) -> Vec<State> {
-    let mut states = Vec::new();
     let mut explorer = Explorer::new(log, limits);
     explorer.seen = known.clone();
-    let _ = explorer.explore(cuts.first(log), &mut |state| {
-        states.push(state);
-        ControlFlow::Continue(())
-    });
-    states
+    explorer.collect(cuts.first(log))
 }
 
 #[test]

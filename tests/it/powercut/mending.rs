@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
-use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use camino::Utf8Path;
@@ -202,12 +201,7 @@ impl Done {
 }
 
 pub fn states(log: &Log, first: usize) -> Vec<State> {
-    let mut states = Vec::new();
-    let _ = Explorer::new(log, LIMITS).explore(first, &mut |state| {
-        states.push(state);
-        ControlFlow::Continue(())
-    });
-    states
+    Explorer::new(log, LIMITS).collect(first)
 }
 
 fn survives_kills_and_cuts(work: Work) {

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -102,12 +101,7 @@ impl Hand {
 }
 
 fn states(log: &Log, limits: Limits) -> Vec<State> {
-    let mut states = Vec::new();
-    let _ = Explorer::new(log, limits).explore(0, &mut |state| {
-        states.push(state);
-        ControlFlow::Continue(())
-    });
-    states
+    Explorer::new(log, limits).collect(0)
 }
 
 /// `dir/ file=its bytes link->target`, hard links as `name==first name`.

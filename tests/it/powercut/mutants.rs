@@ -146,14 +146,9 @@ impl Original {
     }
 
     fn new_states(&self, mutated: &Mutated) -> Vec<State> {
-        let mut states = Vec::new();
         let mut explorer = Explorer::new(&mutated.log, LIMITS);
         explorer.seen = self.seen.clone();
-        let _ = explorer.explore(mutated.first, &mut |state| {
-            states.push(state);
-            ControlFlow::Continue(())
-        });
-        states
+        explorer.collect(mutated.first)
     }
 }
 
