@@ -36,6 +36,11 @@ pub(crate) fn marked(core: &Core) -> Result<Vec<(TemplateId, RevisionId)>> {
     Ok(read::names(&core.layout.damaged())?.iter().filter_map(revision).collect())
 }
 
+/// Whether any revision has a mark.
+pub(crate) fn is_any(core: &Core) -> Result<bool> {
+    Ok(!read::names(&core.layout.damaged())?.is_empty())
+}
+
 /// Takes the mark off, durably: the revision is intact, or gone.
 pub(crate) fn clear(core: &Core, template: &TemplateId, revision: &RevisionId) -> Result<()> {
     let path = core.layout.damage_mark(template, revision);

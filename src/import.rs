@@ -17,12 +17,13 @@ use crate::fs::walk::Entry;
 use crate::id::ArtifactPath;
 use crate::inputs::BuildInputs;
 use crate::layout::REVISION_JSON;
+use crate::objects;
 use crate::open::resolved;
 use crate::options::{Import, PublishOptions, SealOptions, setters};
 use crate::progress::{Progress, Stage};
 use crate::seal::{Survey, in_parallel};
 use crate::sealed::Published;
-use crate::work::{DraftDir, Purpose, Work};
+use crate::work::{DraftDir, Imported, Purpose, Work};
 
 /// How files that were built elsewhere are published.
 #[derive(Debug, Clone, Default)]
@@ -88,7 +89,7 @@ fn outside(core: &Core, dir: &Utf8Path, how: Import) -> Result<Utf8PathBuf> {
     Ok(found)
 }
 
-/// Copies all files to a draft, several at a time.
+/// Copies all files to a draft, several at a time; what is an object already is linked to.
 fn copied(
     core: &Arc<Core>,
     purpose: Box<Purpose>,
@@ -105,15 +106,17 @@ fn copied(
     }
     let target = work.path().to_owned();
     let contents = in_parallel(Stage::Copying, survey.bytes(), progress, |advance| {
-        let copy = |(path, entry): &(ArtifactPath, Entry)| -> Result<Content> {
-            let source = read::open(&entry.path)?;
-            let to = target.join(path.as_path());
-            let (digest, size) = core.disk.copy_sealed((&source, &entry.path), &to, advance)?;
-            Ok(Content { path: path.clone(), size, blake3: digest })
+        let import = |(path, entry): &(ArtifactPath, Entry)| -> Result<(ArtifactPath, Imported)> {
+            let file = read::open(&entry.path)?;
+            let (source, to) = ((&file, entry.path.as_path()), target.join(path.as_path()));
+            let linked = objects::link_known(core, source, &to, advance)?;
+            let is_object = linked.is_some();
+            let (blake3, size) = linked.map_or_else(|| core.disk.copy_sealed(source, &to, advance), Ok)?;
+            Ok((path.clone(), Imported { content: Content { path: path.clone(), size, blake3 }, is_object }))
         };
-        survey.files.par_iter().map(copy).collect::<Result<Vec<Content>>>()
+        survey.files.par_iter().map(import).collect::<Result<_>>()
     })?;
-    work.imported = contents.into_iter().map(|content| (content.path.clone(), content)).collect();
+    work.imported = contents;
     Ok(work)
 }
 

@@ -225,6 +225,11 @@ impl Layout {
         self.private().join(REPAIRING)
     }
 
+    /// `.store/samples/`: which large files are objects.
+    pub fn samples(&self) -> Utf8PathBuf {
+        self.private().join("samples")
+    }
+
     /// `.store/reserve`: blocks that are given up when the disk is full.
     pub fn reserve(&self) -> Utf8PathBuf {
         self.private().join("reserve")

@@ -103,6 +103,7 @@ mod repair;
 mod reserve;
 mod reuse;
 mod revision;
+mod samples;
 mod seal;
 mod sealed;
 mod snapshot;

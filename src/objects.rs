@@ -11,14 +11,17 @@ use std::sync::Arc;
 use camino::Utf8Path;
 
 use crate::core::Core;
+use crate::damage;
 use crate::error::{PathError, Result};
 use crate::format::Content;
 use crate::fs::atomic::needs_copy;
+use crate::fs::copy::{Advance, hash};
 use crate::fs::lock::{Flock, Mode};
-use crate::fs::read::{self, FileId};
+use crate::fs::read::{self, File, FileId};
 use crate::fs::remove::Removed;
 use crate::fs::seal::{holds, looks_sealed};
 use crate::id::Digest;
+use crate::samples;
 
 /// What became of a file that was to be an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +76,10 @@ pub(crate) fn intern(core: &Core, file: &Utf8Path, content: &Content, staging: &
     let object = core.layout.object(&content.blake3);
     loop {
         match core.disk.link(file, &object) {
-            Ok(()) => return Ok(Interned::New),
+            Ok(()) => {
+                samples::note(core, file, content.size);
+                return Ok(Interned::New);
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) if needs_copy(error.kind()) => return Ok(private(&error)),
             Err(error) => return Err(error.into()),
@@ -82,6 +88,33 @@ pub(crate) fn intern(core: &Core, file: &Utf8Path, content: &Content, staging: &
             Err(crate::Error::Io(error)) if error.is_not_found() => {} // its name went meanwhile
             joined => return joined,
         }
+    }
+}
+
+/// Gives a file from outside the name `to` without a copy, if its bytes are an object; `None` if they are none, or the
+/// object is not to be trusted. The source keeps its bytes: the object is not read.
+///
+/// A crash leaves the name, or nothing.
+pub(crate) fn link_known(
+    core: &Core,
+    source: (&File, &Utf8Path),
+    to: &Utf8Path,
+    advance: Advance,
+) -> Result<Option<(Digest, u64)>> {
+    if !samples::is_known(core, source.0, source.1)? || damage::is_any(core)? {
+        return Ok(None);
+    }
+    let (digest, size) = hash(source.0, source.1, advance)?;
+    let _shard = lock_shard(core, &digest)?;
+    let object = core.layout.object(&digest);
+    match read::metadata_if_there(&object)? {
+        Some(metadata) if looks_sealed(&metadata, size) && read::can_share(&metadata) => {}
+        _ => return Ok(None),
+    }
+    match core.disk.link(&object, to) {
+        Ok(()) => Ok(Some((digest, size))),
+        Err(error) if needs_copy(error.kind()) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -150,6 +183,7 @@ pub(crate) fn release(core: &Core, digest: &Digest) -> Result<Removed> {
     };
     match read::metadata_if_there(&object)? {
         Some(metadata) if metadata.nlink() == 1 => {
+            samples::forget(core, &object, metadata.len());
             core.disk.unlink(&object)?;
             removed += Removed::name_of(&metadata);
         }

@@ -18,7 +18,7 @@ use crate::id::ArtifactPath;
 use crate::objects::{self, Interned};
 use crate::options::SealOptions;
 use crate::progress::{Note, Progress, Stage};
-use crate::work::Work;
+use crate::work::{Imported, Work};
 
 /// What a revision lists must be readable again; see [`MOST_PARTS`](crate::format::MOST_PARTS).
 const MOST_FILES: usize = 100_000;
@@ -138,13 +138,13 @@ fn seal_file(
     staging: &Utf8Path,
     path: &ArtifactPath,
     entry: &Entry,
-    imported: Option<&Content>,
+    imported: Option<&Imported>,
     advance: Advance,
 ) -> Result<DraftFile> {
     // Whoever writes to a file changes its time; one that still has the sealed time is what was copied here.
-    if let Some(content) = imported
+    if let Some(Imported { content, is_object }) = imported
         && looks_sealed(&entry.metadata, content.size)
-        && entry.metadata.nlink() == 1
+        && (*is_object || entry.metadata.nlink() == 1)
     {
         advance(content.size);
         return Ok(DraftFile { content: content.clone(), inode: FileId::of(&entry.metadata), notes: Vec::new() });

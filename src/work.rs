@@ -168,6 +168,14 @@ impl Drop for DraftDir {
     }
 }
 
+/// A file that the store itself put into a draft.
+#[derive(Debug, Clone)]
+pub(crate) struct Imported {
+    pub content: Content,
+    /// Whether it is a link to an object, not a copy.
+    pub is_object: bool,
+}
+
 /// A revision that is being made.
 ///
 /// Dropped, it removes its directory first and tells those who wait for it then.
@@ -181,7 +189,7 @@ pub(crate) struct Work {
     pub claim: Option<Box<Claim>>,
     pub started: Instant,
     /// Files that the store itself put there, and hashed on the way.
-    pub imported: HashMap<ArtifactPath, Content>,
+    pub imported: HashMap<ArtifactPath, Imported>,
     /// Dropped after the directory: only then is it seen that nobody has them.
     pub objects: NewObjects,
 }

@@ -10,6 +10,9 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::holes::{Zeros, for_each_part};
+use super::parts::{Seen, Source, read_in_parts};
+use super::target::Target;
+use super::writer::Still;
 use super::{Disk, Result};
 use crate::error::{At, PathError};
 use crate::id::Digest;
@@ -51,10 +54,11 @@ impl Disk {
         let target = self.create(to, 0o600)?;
         let copy = || {
             let Some(clone_run) = clone_run else { return self.copy_data(source, (&target, to), advance) };
+            let before = Still::of(source.0, source.1)?;
             match self.clone_file(source, (&target, to)) {
-                // The clone is what was shared at one moment, so the clone is what is hashed.
                 Ok(()) => {
-                    let (digest, size) = self.punch_zeros(&target, to, clone_run, advance)?;
+                    let (digest, size, zeros) = hash_clone(source, before, (&target, to), clone_run, advance)?;
+                    self.punch(&target, to, &zeros)?;
                     Ok(Copied { digest, size, cloned: true })
                 }
                 Err(error) if cannot_clone(&error) => self.copy_data(source, (&target, to), advance),
@@ -74,40 +78,40 @@ impl Disk {
     }
 
     fn copy_data(&self, source: (&File, &Utf8Path), target: (&File, &Utf8Path), advance: Advance) -> Result<Copied> {
-        let mut hasher = Hasher::new(advance);
         let size = source.0.metadata().at("read", source.1)?.len();
         self.set_len(target.0, target.1, size)?;
-        for_each_extent(source, size, |extent| match extent {
-            Extent::Hole { len } => {
-                hasher.zeros(len);
-                Ok(())
-            }
-            Extent::Data { start, len } => hasher.data(source, start, len, |bytes, at| {
-                for_each_part(bytes, at, |is_zero, part| {
-                    if is_zero {
-                        return Ok(()); // a hole already: the file has its length
-                    }
-                    rustix::fs::seek(target.0, SeekFrom::Start(at + part.start as u64)).at("seek in", target.1)?;
-                    self.write(target.0, target.1, &bytes[part])
-                })
-            }),
-        })?;
-        Ok(Copied { digest: hasher.finish(), size, cloned: false })
+        let target = Target::new(target.0, target.1, size);
+        let source = Source { file: source.0, path: source.1, advance };
+        let write = |_: &mut (), bytes: &[u8], at: u64| target.write(self, bytes, at);
+        let (digest, size) = read_in_parts(source, Seen::Parts, write, |()| ())?;
+        Ok(Copied { digest, size, cloned: false })
     }
+}
+
+/// What a clone holds: its digest, its size, and its runs of zeros.
+///
+/// What was just built is in memory, and its clone is not: so the source is read, if nobody wrote to it since before it was
+/// cloned. Else the clone is read: it is what was shared at one moment.
+fn hash_clone(
+    source: (&File, &Utf8Path),
+    before: Option<Still>,
+    clone: (&File, &Utf8Path),
+    run: u64,
+    advance: Advance,
+) -> Result<(Digest, u64, Vec<Range<u64>>)> {
+    if before.is_some() {
+        let found = hash_and_find(source.0, source.1, run, advance);
+        if Still::of(source.0, source.1)? == before {
+            return found;
+        }
+        return hash_and_find(clone.0, clone.1, run, &|_| ());
+    }
+    hash_and_find(clone.0, clone.1, run, advance)
 }
 
 /// The digest and size of an open file; holes are not read.
 pub(crate) fn hash(file: &File, path: &Utf8Path, advance: Advance) -> Result<(Digest, u64)> {
-    let mut hasher = Hasher::new(advance);
-    let size = file.metadata().at("read", path)?.len();
-    for_each_extent((file, path), size, |extent| match extent {
-        Extent::Hole { len } => {
-            hasher.zeros(len);
-            Ok(())
-        }
-        Extent::Data { start, len } => hasher.data((file, path), start, len, |_, _| Ok(())),
-    })?;
-    Ok((hasher.finish(), size))
+    read_in_parts(Source { file, path, advance }, Seen::Pieces, |(), _, _| Ok(()), |()| ())
 }
 
 /// The digest and size of an open file, and the runs of zeros in it that have blocks, of at least so many bytes.
@@ -117,19 +121,18 @@ pub(super) fn hash_and_find(
     at_least: u64,
     advance: Advance,
 ) -> Result<(Digest, u64, Vec<Range<u64>>)> {
-    let (mut hasher, mut zeros) = (Hasher::new(advance), Zeros::new(at_least));
-    let size = file.metadata().at("read", path)?.len();
-    for_each_extent((file, path), size, |extent| match extent {
-        Extent::Hole { len } => {
-            hasher.zeros(len);
+    let look = |found: &mut Vec<Range<u64>>, bytes: &[u8], at: u64| {
+        for_each_part(bytes, at, |is_zero, part| {
+            if is_zero {
+                found.push(at + part.start as u64..at + part.end as u64);
+            }
             Ok(())
-        }
-        Extent::Data { start, len } => hasher.data((file, path), start, len, |bytes, at| {
-            zeros.look_at(bytes, at);
-            Ok(())
-        }),
-    })?;
-    Ok((hasher.finish(), size, zeros.finish(size)))
+        })
+    };
+    let mut zeros = Zeros::new(at_least);
+    let take = |found: Vec<Range<u64>>| found.into_iter().for_each(|run| zeros.add(run));
+    let (digest, size) = read_in_parts(Source { file, path, advance }, Seen::Pieces, look, take)?;
+    Ok((digest, size, zeros.finish(size)))
 }
 
 /// The ranges `(start, length)` in which two files differ, in blocks of 4 KiB, at most `most` of them.
@@ -168,12 +171,13 @@ pub(super) fn cannot_clone(error: &PathError) -> bool {
     error.errno().is_some_and(|errno| known.contains(&errno))
 }
 
+/// Goes through what is data and what is a hole in a part of a file.
 pub(super) fn for_each_extent(
     file: (&File, &Utf8Path),
-    size: u64,
+    range: Range<u64>,
     mut each: impl FnMut(Extent) -> Result<()>,
 ) -> Result<()> {
-    let mut at = 0;
+    let (mut at, size) = (range.start, range.end);
     while at < size {
         let data = match rustix::fs::seek(file.0, SeekFrom::Data(at)) {
             Ok(data) => data.min(size),
@@ -209,69 +213,6 @@ pub(super) fn read_full(file: (&File, &Utf8Path), buffer: &mut [u8], at: u64) ->
         }
     }
     Ok(filled)
-}
-
-struct Hasher<'a> {
-    blake3: blake3::Hasher,
-    buffer: Vec<u8>,
-    advance: Advance<'a>,
-}
-
-impl<'a> Hasher<'a> {
-    fn new(advance: Advance<'a>) -> Self {
-        Hasher { blake3: blake3::Hasher::new(), buffer: Vec::new(), advance }
-    }
-
-    fn zeros(&mut self, mut len: u64) {
-        static ZEROS: [u8; CHUNK] = [0; CHUNK];
-        while len > 0 {
-            let part = len.min(CHUNK as u64);
-            self.update(&ZEROS[..part as usize]);
-            len -= part;
-        }
-    }
-
-    /// Reads a range, hashes it and hands each part on. A file that became shorter is an error: its digest would be a lie.
-    fn data(
-        &mut self,
-        file: (&File, &Utf8Path),
-        start: u64,
-        len: u64,
-        mut write: impl FnMut(&[u8], u64) -> Result<()>,
-    ) -> Result<()> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let room = CHUNK.min(len as usize);
-        if buffer.len() < room {
-            buffer = vec![0; room];
-        }
-        let mut at = start;
-        while at < start + len {
-            let want = (start + len - at).min(CHUNK as u64) as usize;
-            if read_full(file, &mut buffer[..want], at)? < want {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it became shorter while it was read"))
-                    .at("read", file.1);
-            }
-            self.update(&buffer[..want]);
-            write(&buffer[..want], at)?;
-            at += want as u64;
-        }
-        self.buffer = buffer;
-        Ok(())
-    }
-
-    fn update(&mut self, bytes: &[u8]) {
-        // Threads pay from 128 KiB on (blake3's documentation of `update_rayon`).
-        if bytes.len() >= 128 * 1024 {
-            self.blake3.update_rayon(bytes);
-        } else {
-            self.blake3.update(bytes);
-        }
-        (self.advance)(bytes.len() as u64);
-    }
-
-    fn finish(self) -> Digest {
-        Digest::from(*self.blake3.finalize().as_bytes())
-    }
 }
 
 #[cfg(test)]

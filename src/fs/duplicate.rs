@@ -64,7 +64,7 @@ impl Disk {
         let size = source.0.metadata().at("read", source.1)?.len();
         self.set_len(target.0, target.1, size)?;
         let mut buffer = Vec::new();
-        for_each_extent(source, size, |extent| match extent {
+        for_each_extent(source, 0..size, |extent| match extent {
             Extent::Hole { len } => {
                 advance(len);
                 Ok(())

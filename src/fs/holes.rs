@@ -7,13 +7,11 @@ use std::os::unix::fs::FileExt;
 use camino::Utf8Path;
 use rustix::fs::{FallocateFlags, OFlags};
 
-use super::copy::{Advance, hash_and_find};
 use super::ioctl::{hold_alone, let_in};
 use super::read::{self, FileId};
 use super::{Disk, Op, Result, reach};
 use crate::error::At;
 use crate::format::SEALED_MODE;
-use crate::id::Digest;
 
 /// Zeros are looked for in pages of this many bytes, which is what the usual file systems give blocks for.
 pub(crate) const PAGE: u64 = 4096;
@@ -44,18 +42,8 @@ impl Zeros {
         Zeros { at_least, runs: Vec::new() }
     }
 
-    /// Looks at the next bytes, which are at this place in the file.
-    pub fn look_at(&mut self, bytes: &[u8], at: u64) {
-        let note = |is_zero, part: Range<usize>| {
-            if is_zero {
-                self.add(at + part.start as u64..at + part.end as u64);
-            }
-            Ok(())
-        };
-        for_each_part(bytes, at, note).expect("noting a run does not fail");
-    }
-
-    fn add(&mut self, run: Range<u64>) {
+    /// Adds the next run.
+    pub fn add(&mut self, run: Range<u64>) {
         match self.runs.last_mut() {
             Some(last) if last.end == run.start => last.end = run.end,
             last => {
@@ -118,16 +106,9 @@ impl Disk {
         self.step(|| Op::PunchHole { path: path.into(), start, len }, punch).at("make a hole in", path)
     }
 
-    /// Gives a file that nobody else can reach holes in place of all runs of zeros of at least so many bytes. Gives its
-    /// digest and size, which stay what they are.
-    pub fn punch_zeros(&self, file: &File, path: &Utf8Path, at_least: u64, advance: Advance) -> Result<(Digest, u64)> {
-        let (digest, size, runs) = hash_and_find(file, path, at_least, advance)?;
-        self.punch(file, path, &runs)?;
-        Ok((digest, size))
-    }
-
-    /// `false` when the file system makes no holes: they only save space.
-    fn punch(&self, file: &File, path: &Utf8Path, runs: &[Range<u64>]) -> Result<bool> {
+    /// Gives a file that nobody else can reach holes in place of these runs of zeros; `false` when the file system makes
+    /// none: they only save space.
+    pub(super) fn punch(&self, file: &File, path: &Utf8Path, runs: &[Range<u64>]) -> Result<bool> {
         for run in runs {
             match self.punch_hole(file, path, run.start, run.end - run.start) {
                 Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::ENOSYS)) => return Ok(false),
@@ -223,12 +204,9 @@ mod tests {
     #[test]
     fn runs_go_on_from_one_buffer_to_the_next() {
         let mut zeros = Zeros::new(8192);
-        let mut page = [0; 4096];
-        for (number, byte) in [0, 0, 1, 0, 1, 0, 0].into_iter().enumerate() {
-            page[17] = byte;
-            zeros.look_at(&page, number as u64 * 4096);
+        for run in [0..4096, 4096..8192, 3 * 4096..4 * 4096, 5 * 4096..7 * 4096, 7 * 4096..7 * 4096 + 100] {
+            zeros.add(run);
         }
-        zeros.look_at(&[0; 100], 7 * 4096);
         assert_eq!(zeros.finish(7 * 4096 + 100), [0..8192, 5 * 4096..8 * 4096]);
     }
 

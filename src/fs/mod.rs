@@ -12,12 +12,15 @@ pub(crate) mod holes;
 mod ioctl;
 pub(crate) mod lock;
 mod op;
+mod parts;
 pub(crate) mod process;
 pub(crate) mod reach;
 pub(crate) mod read;
 pub(crate) mod remove;
 pub(crate) mod seal;
+mod target;
 pub(crate) mod walk;
+pub(crate) mod writer;
 
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
@@ -78,8 +81,13 @@ impl Disk {
 
     /// Writes from the start of a file, wherever its position is.
     pub fn write_at_start(&self, file: &File, path: &Utf8Path, bytes: &[u8]) -> Result<()> {
+        self.write_at(file, path, bytes, 0)
+    }
+
+    /// Writes at a place of a file, wherever its position is.
+    pub fn write_at(&self, file: &File, path: &Utf8Path, bytes: &[u8], at: u64) -> Result<()> {
         let len = bytes.len() as u64;
-        self.step(|| Op::Write { path: path.into(), len }, || file.write_all_at(bytes, 0)).at("write", path)
+        self.step(|| Op::Write { path: path.into(), len }, || file.write_all_at(bytes, at)).at("write", path)
     }
 
     /// Writes at the end of a file that exists.

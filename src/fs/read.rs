@@ -59,6 +59,19 @@ fn open_with_metadata(path: &Utf8Path) -> Result<(File, Metadata)> {
     }
 }
 
+/// The size of an open file.
+pub(crate) fn size(file: &File, path: &Utf8Path) -> Result<u64> {
+    Ok(file.metadata().at("read", path)?.len())
+}
+
+/// Bytes in the middle of an open file; fewer where it ends.
+pub(crate) fn piece(file: &File, path: &Utf8Path, at: u64, len: usize) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    let filled = super::copy::read_full((file, path), &mut bytes, at)?;
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
 /// The bytes of a small file of the store.
 pub(crate) fn bytes(path: &Utf8Path) -> Result<Vec<u8>> {
     let (file, metadata) = open_with_metadata(path)?;

@@ -3,18 +3,21 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::thread;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::copy::{Advance, hash, hash_and_find};
 use super::holes::{Punched, RUN};
-use super::ioctl::has_writer;
-use super::lock::{BackOff, FORK_TIME};
 use super::read::FileId;
+use super::writer::{Writer, lasting_writer, writer_of};
 use super::{Disk, Result, read, with_unique_name};
 use crate::error::At;
-use crate::format::{SEALED_MODE, SEALED_MTIME};
+use crate::format::{Durability, SEALED_MODE, SEALED_MTIME};
 use crate::id::Digest;
+
+/// Bytes from which on a file is synced while it is hashed.
+const WORTH_A_THREAD: u64 = 1024 * 1024;
 
 /// A file after it was sealed: read-only, hashed and durable under whatever name it has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,38 +59,6 @@ impl Unfit {
             Unfit::Unknown => "the system can't tell whether a process still writes to it",
             Unfit::Changed => "it was changed while it was hashed",
         }
-    }
-}
-
-/// Whether a process can write to a file through what it has open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Writer {
-    None,
-    Some,
-    /// The system does not tell this user.
-    Unknown,
-}
-
-/// Whether somebody has the file open for writing, for longer than a fork takes; nothing is changed.
-pub(crate) fn writer(path: &Utf8Path) -> Result<Writer> {
-    Ok(lasting_writer(&read::open(path)?))
-}
-
-fn lasting_writer(file: &File) -> Writer {
-    let mut pauses = BackOff::new(Some(FORK_TIME));
-    loop {
-        match writer_of(file) {
-            Writer::Some if pauses.pause() => {}
-            writer => return writer,
-        }
-    }
-}
-
-fn writer_of(file: &File) -> Writer {
-    match has_writer(file) {
-        Ok(false) => Writer::None,
-        Ok(true) => Writer::Some,
-        Err(_) => Writer::Unknown,
     }
 }
 
@@ -198,7 +169,8 @@ impl Disk {
     /// time.
     fn seal_in_place(&self, mut file: File, path: &Utf8Path, advance: Advance) -> Result<(File, InPlace)> {
         self.set_sealed_mtime(&file, path)?;
-        let (mut digest, mut size, zeros) = hash_and_find(&file, path, RUN, advance)?;
+        let ((mut digest, mut size, zeros), synced) =
+            self.while_syncing(&file, path, || hash_and_find(&file, path, RUN, advance))?;
         if !zeros.is_empty() {
             let punched;
             (file, punched) = self.punch_in_place(file, path, &zeros)?;
@@ -214,10 +186,26 @@ impl Disk {
                 }
             }
         }
-        self.fsync(&file, path)?;
+        if !synced || !zeros.is_empty() {
+            self.fsync(&file, path)?;
+        }
         let after = file.metadata().at("read", path)?;
         let unchanged = looks_sealed(&after, size) && after.nlink() == 1;
         Ok((file, if unchanged { Ok((digest, size)) } else { Err(Unfit::Changed) }))
+    }
+
+    /// Works on a file while what a builder wrote to it goes to the disk; says whether it was worth a thread.
+    fn while_syncing<T>(&self, file: &File, path: &Utf8Path, work: impl FnOnce() -> Result<T>) -> Result<(T, bool)> {
+        let large = file.metadata().at("read", path)?.len() >= WORTH_A_THREAD;
+        if !large || self.durability == Durability::None {
+            return Ok((work()?, false));
+        }
+        thread::scope(|scope| {
+            let sync = thread::Builder::new().spawn_scoped(scope, || self.fsync(file, path));
+            let done = work()?;
+            let synced = sync.map(|sync| sync.join().expect("a sync does not panic"));
+            Ok((done, synced.map_or(Ok(false), |synced| synced.map(|()| true))?))
+        })
     }
 
     /// A sealed copy in `staging`, with its digest and size.

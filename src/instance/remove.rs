@@ -8,8 +8,8 @@ use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::{InstanceRecord, Strategy};
 use crate::fs::read;
-use crate::fs::seal::{Writer, writer};
 use crate::fs::with_unique_name;
+use crate::fs::writer::{Writer, writer};
 use crate::objects;
 use crate::removal::Removal;
 
