@@ -91,7 +91,10 @@ pub(super) fn read_in_parts<T: Default + Send>(
         work.run();
     });
     let joined = work.joined.into_inner().unwrap_or_else(PoisonError::into_inner);
-    joined.failed.map_or(Ok((joined.tree.finish(), size)), Err)
+    match joined.failed {
+        Some(error) => Err(error),
+        None => Ok((joined.tree.finish(), size)),
+    }
 }
 
 /// A file, while threads share out its parts.
@@ -299,7 +302,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(bytes.len() as u64).unwrap();
         let mut at = 0;
-        for hole in holes.iter().cloned().chain([bytes.len() as u64..0]) {
+        for hole in holes.iter().cloned().chain(std::iter::once(bytes.len() as u64..0)) {
             file.write_all_at(&bytes[at..hole.start as usize], at as u64).unwrap();
             at = hole.end as usize;
         }
