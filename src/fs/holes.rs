@@ -9,6 +9,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 
 use super::ioctl::{hold_alone, let_in};
 use super::read::{self, FileId};
+use super::seal::looks_sealed;
 use super::{Disk, Op, Result, reach};
 use crate::error::At;
 use crate::format::SEALED_MODE;
@@ -22,7 +23,10 @@ pub(crate) const RUN: u64 = 64 * 1024;
 /// Whether holes were made in a file that somebody else made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Punched {
-    Yes,
+    /// Nobody wrote to it since it was sealed: its bytes are what they were, and it is sealed again.
+    Sealed,
+    /// Somebody wrote to it in the moment in which that was possible; the runs that he left alone are holes.
+    Written,
     /// Somebody has it open, or the file system makes no holes.
     No,
     /// The name is that of another file by now.
@@ -118,6 +122,17 @@ impl Disk {
         Ok(true)
     }
 
+    /// Makes holes while nobody else can open the file. Whoever wrote to it before set its time.
+    fn punch_alone(&self, file: &File, path: &Utf8Path, runs: &[Range<u64>]) -> Result<Punched> {
+        let metadata = file.metadata().at("read", path)?;
+        if !looks_sealed(&metadata, metadata.len()) {
+            return Ok(if self.punch_what_is_zero(file, path, runs)? { Punched::Written } else { Punched::No });
+        }
+        let made = self.punch(file, path, runs)?;
+        self.set_sealed_mtime(file, path)?;
+        Ok(if made { Punched::Sealed } else { Punched::No })
+    }
+
     fn punch_what_is_zero(&self, file: &File, path: &Utf8Path, runs: &[Range<u64>]) -> Result<bool> {
         let mut zeros = Vec::new();
         for run in runs {
@@ -129,8 +144,8 @@ impl Disk {
     /// Gives a sealed file of a builder holes in place of these runs of zeros, if nobody else has it open. Gives back
     /// the file, opened again.
     ///
-    /// While holes are made, nobody can open the file. So each run is looked at once more then, and what somebody wrote
-    /// there since it was found is not lost. A crash leaves the file with all its bytes; its owner may write to it.
+    /// While holes are made, nobody can open the file. If it was written to since the runs were found, each is looked at once
+    /// more then, so that nothing is lost. A crash leaves the file with all its bytes; its owner may write to it.
     pub(super) fn punch_in_place(&self, file: File, path: &Utf8Path, runs: &[Range<u64>]) -> Result<(File, Punched)> {
         let id = FileId::of(&file.metadata().at("read", path)?);
         self.chmod_file(&file, path, SEALED_MODE | 0o200)?;
@@ -141,11 +156,11 @@ impl Disk {
         if FileId::of(&opened.metadata().at("read", path)?) == id {
             self.chmod_file(&opened, path, SEALED_MODE)?;
             let alone = hold_alone(&opened).unwrap_or(false);
-            let made = if alone { self.punch_what_is_zero(&opened, path, runs) } else { Ok(false) };
+            let made = if alone { self.punch_alone(&opened, path, runs) } else { Ok(Punched::No) };
             if alone {
                 let_in(&opened).at("let others open", path)?;
             }
-            punched = if made? { Punched::Yes } else { Punched::No };
+            punched = made?;
         }
         drop(opened);
         let file = read::open(path)?;
@@ -215,6 +230,7 @@ mod tests {
         let path = camino::Utf8PathBuf::from_path_buf(dir.path().join("file")).unwrap();
         std::fs::write(&path, vec![0; size]).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
+        Disk::new(None, Durability::None).set_sealed_mtime(&File::open(&path).unwrap(), &path).unwrap();
         (dir, path)
     }
 
@@ -229,7 +245,8 @@ mod tests {
         assert_eq!((punched, file.metadata().unwrap().mode() & 0o777), (Punched::No, 0o444));
         drop(reader);
         let (file, punched) = disk.punch_in_place(file, &path, &[whole]).unwrap();
-        assert_eq!((punched, file.metadata().unwrap().mode() & 0o777), (Punched::Yes, 0o444));
+        assert_eq!((punched, file.metadata().unwrap().mode() & 0o777), (Punched::Sealed, 0o444));
+        assert!(looks_sealed(&file.metadata().unwrap(), 1 << 20));
         assert!(file.metadata().unwrap().blocks() < 16);
     }
 
@@ -254,7 +271,7 @@ mod tests {
         std::fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"new", 100_000).unwrap();
         let runs = [0..512 << 10, 512 << 10..1 << 20];
         let (_, punched) = disk.punch_in_place(File::open(&path).unwrap(), &path, &runs).unwrap();
-        assert_eq!(punched, Punched::Yes, "the run in which nobody wrote is a hole");
+        assert_eq!(punched, Punched::Written, "the run in which nobody wrote is a hole");
         assert_eq!(&std::fs::read(&path).unwrap()[100_000..100_003], b"new");
     }
 }

@@ -179,8 +179,8 @@ impl Disk {
                 (Punched::Replaced, _) => return Ok((file, Err(Unfit::Changed))),
                 (_, Writer::Some) => return Ok((file, Err(Unfit::Written))),
                 (_, Writer::Unknown) => return Ok((file, Err(Unfit::Unknown))),
-                (Punched::No, Writer::None) => {}
-                (Punched::Yes, Writer::None) => {
+                (Punched::No | Punched::Sealed, Writer::None) => {}
+                (Punched::Written, Writer::None) => {
                     self.set_sealed_mtime(&file, path)?;
                     (digest, size) = hash(&file, path, &|_| ())?;
                 }
