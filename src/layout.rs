@@ -225,6 +225,11 @@ impl Layout {
         self.private().join(REPAIRING)
     }
 
+    /// `.store/catalog`: what is known of each revision of a large store.
+    pub fn catalog(&self) -> Utf8PathBuf {
+        self.private().join("catalog")
+    }
+
     /// `.store/samples/`: which large files are objects.
     pub fn samples(&self) -> Utf8PathBuf {
         self.private().join("samples")

@@ -71,6 +71,7 @@ compile_error!("template-store works on Linux only: it is built on flock, F_SETL
 mod activation;
 mod adopt;
 mod build;
+mod catalog;
 mod change;
 mod claim;
 mod compare;
@@ -116,6 +117,7 @@ mod work;
 
 pub use adopt::{Adopted, Left};
 pub use build::Build;
+pub use catalog::Overview;
 pub use change::Applied;
 pub use compare::Difference;
 pub use draft::Draft;

@@ -1,9 +1,11 @@
 //! The store: what a build tool calls.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::activation;
+use crate::catalog::{self, Overview};
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::{Activation, TemplateSpec};
@@ -196,6 +198,25 @@ impl Store {
             true => inventory::revisions_of(&self.core, id),
             false => Err(Error::TemplateNotFound { template: id.clone() }),
         }
+    }
+
+    /// What is known of the revisions of a large store without reading each: the catalog that its collections write.
+    ///
+    /// What is not in it, or was changed since, is left out, and so is what has a mark of damage. Nobody has looked at the
+    /// files of the others.
+    ///
+    /// # Errors
+    /// An error of the disk. A catalog that is damaged is empty.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = camino::Utf8Path::from_path(dir.path()).unwrap();
+    /// let store = template_store::Store::open_or_init(dir.join("store"))?;
+    /// assert!(store.overviews()?.is_empty());
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
+    pub fn overviews(&self) -> Result<HashMap<(TemplateId, RevisionId), Overview>> {
+        catalog::overviews(&self.core)
     }
 
     /// A revision, with its lease.

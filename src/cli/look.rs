@@ -1,10 +1,12 @@
 //! Commands that only look.
 
+use std::collections::HashMap;
+
 use camino::Utf8PathBuf;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use template_store::{
-    Activation, Error, Match, Result as StoreResult, Revision, RevisionId, SnapshotInfo, Store, TemplateId,
+    Activation, Error, Match, Overview, Result as StoreResult, Revision, RevisionId, SnapshotInfo, Store, TemplateId,
     TemplateKind, TemplateSpec,
 };
 
@@ -57,7 +59,23 @@ struct Line {
     bytes: u64,
 }
 
+/// What the store's catalog says of revisions: they are not read then.
+type Known = HashMap<(TemplateId, RevisionId), Overview>;
+
 impl Line {
+    /// What is known, else what is read.
+    fn known_or_read(store: &Store, known: &Known, id: &TemplateId, revision: &RevisionId) -> StoreResult<Line> {
+        match known.get(&(id.clone(), revision.clone())) {
+            Some(known) => Ok(Line {
+                path: store.layout().revision(id, revision),
+                built_at: known.built_at.clone(),
+                published_at: known.published_at,
+                bytes: known.bytes,
+            }),
+            None => Line::of(store, id, revision),
+        }
+    }
+
     /// The revision is held only while it is looked at: a store may have more than a process may open.
     fn of(store: &Store, id: &TemplateId, revision: &RevisionId) -> StoreResult<Line> {
         let revision = store.revision(id, revision)?;
@@ -73,8 +91,8 @@ impl Line {
 
 impl Summary {
     /// Others may remove it meanwhile, or some of its revisions: that is no problem of what is there.
-    fn of(store: &Store, id: &TemplateId) -> StoreResult<Summary> {
-        let line = |revision: RevisionId| match Line::of(store, id, &revision) {
+    fn of(store: &Store, known: &Known, id: &TemplateId) -> StoreResult<Summary> {
+        let line = |revision: RevisionId| match Line::known_or_read(store, known, id, &revision) {
             Err(Error::RevisionNotFound { .. } | Error::TemplateNotFound { .. }) => None,
             line => Some((revision, line)),
         };
@@ -89,8 +107,8 @@ impl Summary {
     }
 
     /// `None` if somebody removed it meanwhile.
-    fn if_there(store: &Store, id: &TemplateId) -> Option<StoreResult<Summary>> {
-        match Summary::of(store, id) {
+    fn if_there(store: &Store, known: &Known, id: &TemplateId) -> Option<StoreResult<Summary>> {
+        match Summary::of(store, known, id) {
             Err(Error::TemplateNotFound { .. }) => None,
             summary => Some(summary),
         }
@@ -161,8 +179,9 @@ fn bytes(revision: &Revision) -> u64 {
 
 pub(crate) fn list(session: &Session) -> Result {
     let store = session.open()?;
+    let known = store.overviews()?;
     let summaries: Vec<Summary> =
-        store.templates()?.iter().filter_map(|id| Summary::if_there(&store, id)).collect::<StoreResult<_>>()?;
+        store.templates()?.iter().filter_map(|id| Summary::if_there(&store, &known, id)).collect::<StoreResult<_>>()?;
     let row = |summary: &Summary| {
         let spec = summary.spec.as_ref().ok();
         let text = |value: Option<String>| value.unwrap_or_else(|| "-".into());
@@ -214,7 +233,7 @@ pub(crate) fn show(session: &Session, target: &Target) -> Result {
         problem.iter().for_each(|problem| session.output.note(problem));
         return Ok(if problem.is_some() { Status::Damaged } else { Status::Done });
     }
-    let summary = Summary::of(&store, &target.template)?;
+    let summary = Summary::of(&store, &Known::new(), &target.template)?;
     let problems = summary.problems();
     session.output.result(|| summary.json(), || show_template(&summary));
     for problem in &problems {

@@ -5,6 +5,7 @@
 
 mod activations;
 mod attempt;
+mod catalog;
 mod contents;
 mod damage;
 mod fc;
@@ -26,6 +27,7 @@ pub(crate) use activations::ActivationLog;
 pub use activations::{Action, Activation};
 pub use attempt::Attempt;
 pub(crate) use attempt::Outcome;
+pub(crate) use catalog::{CatalogLine, CatalogWriter, from_bytes as catalog_from_bytes};
 pub use contents::Content;
 pub(crate) use contents::{check_listing, derived_id, short_contents};
 pub(crate) use damage::DamageMark;
@@ -43,7 +45,7 @@ pub(crate) use snapshot::{MEM, VMSTATE, drive_path};
 pub use snapshot::{Platform, SnapshotDrive, SnapshotRecord};
 pub use store::Durability;
 pub(crate) use store::{KeyEntry, KeyHint, StoreFormat};
-pub(crate) use summary::{ObjectOf, RevisionSummary};
+pub(crate) use summary::{ObjectOf, RevisionSummary, Sizes};
 pub use template::{TemplateConfig, TemplateSpec, TemplateVariant};
 pub(crate) use vm_config::{DATA_DISK, InstanceParts, for_instance};
 

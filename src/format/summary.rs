@@ -1,10 +1,11 @@
 //! The few things in `revision.json` that a pass over all revisions needs; the rest is not even kept in memory.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use jiff::Timestamp;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::{CURRENT_SCHEMA_VERSION, FormatError, plain};
 use crate::format::OBJECT_MIN_SIZE;
@@ -24,6 +25,8 @@ pub(crate) struct RevisionSummary<'a, C = IgnoredAny> {
     #[serde(borrow, default)]
     also_made_from: Vec<Made<'a>>,
     contents: Option<C>,
+    #[serde(borrow, default)]
+    pub built_at: Cow<'a, str>,
     pub published_at: Option<Timestamp>,
     pub adopted_at: Option<Timestamp>,
     pub build_seconds: Option<f64>,
@@ -34,6 +37,42 @@ pub(crate) struct RevisionSummary<'a, C = IgnoredAny> {
 pub(crate) struct ObjectOf {
     size: u64,
     blake3: Digest,
+}
+
+/// The sizes of all files, added up while they are read.
+#[derive(Debug)]
+pub(crate) struct Sizes(pub u64);
+
+impl<'de> Deserialize<'de> for Sizes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Sizes, D::Error> {
+        #[derive(Deserialize)]
+        struct Size {
+            size: u64,
+        }
+        struct Sum;
+        impl<'de> Visitor<'de> for Sum {
+            type Value = Sizes;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of files")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut files: A) -> Result<Sizes, A::Error> {
+                let mut bytes = 0_u64;
+                while let Some(Size { size }) = files.next_element()? {
+                    // A record may say anything.
+                    bytes = bytes.saturating_add(size);
+                }
+                Ok(Sizes(bytes))
+            }
+        }
+        deserializer.deserialize_seq(Sum)
+    }
+}
+
+impl RevisionSummary<'_, Sizes> {
+    /// The sizes of its files.
+    pub fn bytes(&self) -> u64 {
+        self.contents.as_ref().map_or(0, |sizes| sizes.0)
+    }
 }
 
 impl RevisionSummary<'_, Vec<ObjectOf>> {

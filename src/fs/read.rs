@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rayon::prelude::*;
@@ -18,6 +19,9 @@ use crate::error::{At, PathError};
 
 /// Documents larger than this were not written by a template store.
 const LARGEST_DOCUMENT: u64 = 64 * 1024 * 1024;
+
+/// A catalog has some 300 bytes for each revision.
+pub(crate) const LARGEST_CATALOG: u64 = 512 * 1024 * 1024;
 
 /// What tells two inodes apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,8 +78,13 @@ pub(crate) fn piece(file: &File, path: &Utf8Path, at: u64, len: usize) -> Result
 
 /// The bytes of a small file of the store.
 pub(crate) fn bytes(path: &Utf8Path) -> Result<Vec<u8>> {
+    bytes_up_to(path, LARGEST_DOCUMENT)
+}
+
+/// The bytes of a file of the store that may have so many.
+pub(crate) fn bytes_up_to(path: &Utf8Path, most: u64) -> Result<Vec<u8>> {
     let (file, metadata) = open_with_metadata(path)?;
-    bytes_of_size(&file, metadata.len(), path)
+    bytes_of_size(&file, (metadata.len(), most), path)
 }
 
 /// The bytes of a small file that the user named; links are followed.
@@ -89,12 +98,12 @@ pub(crate) fn user_bytes_if_there(path: &Utf8Path) -> Result<Option<Vec<u8>>> {
 
 fn bytes_of(file: File, path: &Utf8Path) -> Result<Vec<u8>> {
     let size = file.metadata().at("read", path)?.len();
-    bytes_of_size(&file, size, path)
+    bytes_of_size(&file, (size, LARGEST_DOCUMENT), path)
 }
 
-/// The bytes of a file that was just seen to have this size.
-fn bytes_of_size(mut file: &File, size: u64, path: &Utf8Path) -> Result<Vec<u8>> {
-    if size > LARGEST_DOCUMENT {
+/// The bytes of a file that was just seen to have this size, and may have so many.
+fn bytes_of_size(mut file: &File, (size, most): (u64, u64), path: &Utf8Path) -> Result<Vec<u8>> {
+    if size > most {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is too large for what it should be"))
             .at("read", path);
     }
@@ -112,7 +121,7 @@ fn bytes_of_size(mut file: &File, size: u64, path: &Utf8Path) -> Result<Vec<u8>>
             return Ok(bytes);
         }
         // It grew meanwhile.
-        if filled as u64 > LARGEST_DOCUMENT {
+        if filled as u64 > most {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is too large for what it should be"))
                 .at("read", path);
         }
@@ -139,6 +148,18 @@ impl Directory {
         Ok(opened.map(|dir| Directory { dir, path: path.to_owned() }))
     }
 
+    /// The state of a directory in it; `None` if there is none.
+    pub fn state_of(&self, name: &str) -> Result<Option<DirState>> {
+        let found = match rustix::fs::statat(&self.dir, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) => found,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error).at("read", &self.path.join(name)),
+        };
+        let is_dir = rustix::fs::FileType::from_raw_mode(found.st_mode) == rustix::fs::FileType::Directory;
+        let changed = (found.st_ctime as i64, found.st_ctime_nsec as i64);
+        Ok(is_dir.then_some(DirState { inode: found.st_ino, changed }))
+    }
+
     /// The bytes of a small file below it that may not be there.
     pub fn bytes_if_there(&self, below: &Utf8Path) -> Result<Option<Vec<u8>>> {
         // The whole path is for errors only.
@@ -148,9 +169,27 @@ impl Directory {
         let Some(file) = if_there(opened)? else { return Ok(None) };
         let found = rustix::fs::fstat(&file).map_err(|error| at(error.into()))?;
         match rustix::fs::FileType::from_raw_mode(found.st_mode) {
-            rustix::fs::FileType::RegularFile => bytes_of_size(&file, found.st_size as u64, below).map(Some),
+            rustix::fs::FileType::RegularFile => {
+                bytes_of_size(&file, (found.st_size as u64, LARGEST_DOCUMENT), below).map(Some)
+            }
             _ => Err(io::Error::other("it is not a regular file")).at("open", &self.path.join(below)),
         }
+    }
+}
+
+/// A directory as it is: whatever name in it comes, goes or gets another file changes this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DirState {
+    pub inode: u64,
+    /// Seconds and nanoseconds (`st_ctime`).
+    pub changed: (i64, i64),
+}
+
+impl DirState {
+    /// Whether the last change was before this moment.
+    pub fn is_before(self, moment: SystemTime) -> bool {
+        let since = Duration::new(self.changed.0.max(0) as u64, self.changed.1 as u32);
+        SystemTime::UNIX_EPOCH + since < moment
     }
 }
 

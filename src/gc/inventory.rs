@@ -119,6 +119,16 @@ pub struct RevisionState {
     /// The number of its directory's inode: another one is another revision.
     pub inode: u64,
     pub(crate) keys: Vec<CacheKey>,
+    pub(crate) line: Option<Line>,
+}
+
+/// What is shown of a revision among others.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Line {
+    pub built_at: String,
+    pub bytes: u64,
+    /// Whether the record itself was not read.
+    pub from_catalog: bool,
 }
 
 impl RevisionState {
@@ -134,6 +144,7 @@ impl RevisionState {
             footprint: Footprint::default(),
             inode: 0,
             keys: Vec::new(),
+            line: None,
         }
     }
 }

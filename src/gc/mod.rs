@@ -26,6 +26,9 @@ pub use policy::{Adopted, Limits, Policy, Space, parse_age, parse_size};
 pub use report::{Collected, FailedSweep, GcReport, SkipReason, Skipped, Swept};
 pub(crate) use scan::scan;
 
+use std::time::SystemTime;
+
+use crate::catalog;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::FormatError;
@@ -133,8 +136,10 @@ impl Store {
     /// ```
     pub fn gc(&self, policy: &Policy, progress: &mut dyn Progress) -> Result<(GcPlan, GcReport)> {
         self.check_writable()?;
+        let begun = SystemTime::now();
         let (inventory, plan) = planned(&self.core, policy)?;
         let report = apply::apply(&self.core, &plan, &inventory, progress)?;
+        catalog::write_if_it_pays(&self.core, &inventory, report.removed.len(), begun);
         Ok((plan, report))
     }
 

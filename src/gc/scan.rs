@@ -6,15 +6,15 @@ use std::thread;
 use camino::Utf8Path;
 use jiff::Timestamp;
 use rayon::prelude::*;
-use serde::de::IgnoredAny;
 
-use super::inventory::{CurrentState, DiskSpace, Inventory, RevisionState, Standing, TemplateState};
+use super::inventory::{CurrentState, DiskSpace, Inventory, Line, RevisionState, Standing, TemplateState};
 use super::leftovers;
 use super::measure::Meter;
 use crate::activation::{self, Current};
+use crate::catalog::Catalog;
 use crate::core::Core;
 use crate::error::Result;
-use crate::format::{ActivationLog, RevisionSummary};
+use crate::format::{ActivationLog, CatalogLine, RevisionSummary, Sizes};
 use crate::fs::handle::Handle;
 use crate::fs::lock::{BackOff, FORK_TIME, Flock, Mode, Patience};
 use crate::fs::{process, read};
@@ -28,10 +28,12 @@ use crate::pins;
 /// Reads what a plan needs, but for the bytes of revisions.
 pub(crate) fn scan(core: &Core) -> Result<(Inventory, Meter<'_>)> {
     let ids = inventory::templates(core)?;
+    let catalog = Catalog::read(core);
     // The system is asked for its locks meanwhile: it sleeps over the answer.
     let (templates, locked) = thread::scope(|scope| {
         let locked = scope.spawn(process::locked_inodes);
-        let templates: Result<Vec<TemplateState>> = ids.into_par_iter().map(|id| template(core, &id)).collect();
+        let templates: Result<Vec<TemplateState>> =
+            ids.into_par_iter().map(|id| template(core, &catalog, &id)).collect();
         (templates, locked.join().ok().flatten())
     });
     let templates = templates?;
@@ -47,16 +49,16 @@ pub(crate) fn scan(core: &Core) -> Result<(Inventory, Meter<'_>)> {
 
 /// What there is of a template. `current` and the revisions are read one after the other: who swaps and removes between
 /// the two must not look like a `current` that dangles.
-fn template(core: &Core, id: &TemplateId) -> Result<TemplateState> {
+fn template(core: &Core, catalog: &Catalog, id: &TemplateId) -> Result<TemplateState> {
     loop {
-        let state = look(core, id)?;
+        let state = look(core, catalog, id)?;
         if state.current != CurrentState::Dangling || activation::dangles(core, id)? {
             return Ok(state);
         }
     }
 }
 
-fn look(core: &Core, id: &TemplateId) -> Result<TemplateState> {
+fn look(core: &Core, catalog: &Catalog, id: &TemplateId) -> Result<TemplateState> {
     let artifacts = core.layout.artifacts(id);
     let mut found: Vec<(RevisionId, u64)> = Vec::new();
     for entry in read::list(&artifacts)?.into_iter().filter(|entry| entry.is_dir) {
@@ -72,6 +74,10 @@ fn look(core: &Core, id: &TemplateId) -> Result<TemplateState> {
     };
     let revisions = found.into_par_iter().map(|(revision, inode)| {
         let last_used = used.get(&revision).copied();
+        let line = directory.as_ref().and_then(|directory| catalog.find(directory, id, &revision));
+        if let Some(line) = line.filter(|line| line.inode == inode) {
+            return Ok(Some(known(line, last_used)));
+        }
         if let Some(bytes) = record(&revision) {
             return Ok(Some(state(revision, inode, Some(bytes), last_used)));
         }
@@ -128,11 +134,24 @@ fn last_uses(log: &ActivationLog) -> HashMap<&RevisionId, Timestamp> {
     uses
 }
 
+/// What the catalog says, as if the record had been read.
+fn known(line: &CatalogLine, last_used: Option<Timestamp>) -> RevisionState {
+    let mut state = RevisionState::new(line.revision.clone(), Timestamp::UNIX_EPOCH);
+    state.inode = line.inode;
+    state.published_at = line.published_at.or(line.adopted_at);
+    state.last_used = last_used.max(state.published_at);
+    state.build_seconds = line.build_seconds;
+    state.keys.clone_from(&line.keys);
+    state.standing = if line.published_at.is_some() { Standing::Published } else { Standing::Adopted };
+    state.line = Some(Line { built_at: line.built_at.clone(), bytes: line.bytes, from_catalog: true });
+    state
+}
+
 fn state(id: RevisionId, inode: u64, record: Option<Vec<u8>>, last_used: Option<Timestamp>) -> RevisionState {
     let mut state = RevisionState::new(id, Timestamp::UNIX_EPOCH);
     state.inode = inode;
     (state.published_at, state.last_used) = (None, last_used);
-    let Some(Ok(summary)) = record.as_deref().map(RevisionSummary::<IgnoredAny>::from_json) else {
+    let Some(Ok(summary)) = record.as_deref().map(RevisionSummary::<Sizes>::from_json) else {
         state.standing = Standing::Unreadable;
         return state;
     };
@@ -140,6 +159,7 @@ fn state(id: RevisionId, inode: u64, record: Option<Vec<u8>>, last_used: Option<
     state.last_used = state.last_used.max(state.published_at);
     state.build_seconds = summary.build_seconds;
     state.keys = summary.keys();
+    state.line = Some(Line { built_at: summary.built_at.to_string(), bytes: summary.bytes(), from_catalog: false });
     state.standing = match () {
         () if !summary.has_contents() || state.published_at.is_none() => Standing::NotOurs,
         () if summary.published_at.is_none() => Standing::Adopted,
