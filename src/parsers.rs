@@ -84,12 +84,14 @@ pub fn json(bytes: &[u8]) {
 
 /// What is read of a record, and what is added to one.
 fn record(bytes: &[u8]) {
-    use serde::de::IgnoredAny;
     let whole = RevisionRecord::from_json(bytes);
     let _ = RevisionSummary::<Vec<ObjectOf>>::from_json(bytes).map(|summary| (summary.objects(), summary.keys()));
-    let summary = RevisionSummary::<IgnoredAny>::from_json(bytes);
+    let summary = RevisionSummary::<Sizes>::from_json(bytes);
     if let Ok(record) = &whole {
-        let keys = summary.expect("a summary needs less than the whole").keys();
+        let summary = summary.expect("a summary needs less than the whole");
+        let sizes = record.contents.iter().flatten().map(|content| content.size);
+        assert_eq!(summary.bytes(), sizes.fold(0, u64::saturating_add));
+        let keys = summary.keys();
         assert!(record.made_from().all(|made| keys.contains(&made.key())));
         let made = MadeFrom { flake_lock_hash: "h".into(), profile: "p".into(), role: "r".into(), source_hash: None };
         let added = RevisionRecord::add_made_from(bytes, &made).and_then(|bytes| RevisionRecord::from_json(&bytes));
@@ -165,6 +167,18 @@ pub fn plan(bytes: &[u8]) {
     }
 }
 
+/// The catalog of a store, as it is, and with a last line that fits it.
+pub fn catalog(bytes: &[u8]) {
+    let digest = Digest::of(bytes);
+    let whole = [bytes, format!("{{\"blake3\":\"{digest}\"}}\n").as_bytes()].concat();
+    for bytes in [bytes, &whole] {
+        let Ok(read) = catalog_from_bytes(bytes) else { continue };
+        let mut writer = CatalogWriter::new();
+        read.iter().for_each(|(template, lines)| writer.add(template, lines));
+        assert_eq!(catalog_from_bytes(&writer.finish()).as_ref(), Ok(&read));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
@@ -203,6 +217,7 @@ mod tests {
             "template_id = 'web'\nflake_ref = '.'\n[[variants]]\nrole = 'a'\nvcpus = 1\nmem_mib = 1\n".into(),
             "[gc]\nkeep_last = 5\nmax_size = \"200GiB\"\nkeep_within = '14d'\n[gc.template.web]\nkeep_last = 10\n".into(),
             format!(r#"{{"dry_run":true,"plan":{{"now":"{at}","policy":{{"keep_last":3,"adopted":"keep"}},"revisions":[{{"template":"web","revision":"r","verdict":"kept","reasons":[{{"reason":"current"}}],"published_at":null,"inode":7,"frees_alone":null,"frees_together":null,"held_by_instances":0}}],"leftovers":[{{"kind":"draft","path":".store/drafts/x","frees":1}}],"frees":0,"bound":"exact","unmet":[]}}}}"#),
+            format!("{{\"catalog\":1}}\n{{\"template\":\"web\",\"revisions\":1}}\n{{\"revision\":\"r\",\"inode\":7,\"changed\":[1,2],\"published_at\":\"{at}\",\"adopted_at\":null,\"build_seconds\":1.5,\"keys\":[\"{DIGEST}\"],\"built_at\":\"\",\"bytes\":1}}\n"),
         ]
         .into()
     }
@@ -283,6 +298,7 @@ mod tests {
         json(bytes);
         activations(bytes);
         plan(bytes);
+        catalog(bytes);
         let text = String::from_utf8_lossy(bytes);
         names(&text);
         toml(&text);
@@ -333,6 +349,8 @@ mod tests {
             TemplateConfig::specs_from_toml(&documents[12], "").is_ok() && Policy::from_toml(&documents[13]).is_ok()
         );
         GcPlan::from_json(json[14]).unwrap();
+        let catalog = [json[15], format!("{{\"blake3\":\"{}\"}}\n", Digest::of(json[15])).as_bytes()].concat();
+        assert_eq!(catalog_from_bytes(&catalog).unwrap()[0].1.len(), 1);
         documents.iter().for_each(|document| all(document.as_bytes()));
     }
 }

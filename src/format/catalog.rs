@@ -92,7 +92,7 @@ pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Vec<(TemplateId, Vec<CatalogLin
     }
     let parse_group = |(template, lines): (TemplateId, Vec<&[u8]>)| {
         let mut lines = lines.into_par_iter().map(parse).collect::<Result<Vec<CatalogLine>, _>>()?;
-        lines.sort_unstable_by(|a, b| a.revision.cmp(&b.revision));
+        lines.sort_by(|a, b| a.revision.cmp(&b.revision));
         Ok((template, lines))
     };
     groups.into_par_iter().map(parse_group).collect()

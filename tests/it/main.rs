@@ -4,6 +4,7 @@ mod activation;
 mod adopt;
 mod adopt_again;
 mod beside;
+mod catalog;
 mod counts;
 mod damages;
 mod disk;
