@@ -38,7 +38,7 @@ pub(crate) fn marked(core: &Core) -> Result<Vec<(TemplateId, RevisionId)>> {
 
 /// Whether any revision has a mark.
 pub(crate) fn is_any(core: &Core) -> Result<bool> {
-    Ok(!read::names(&core.layout.damaged())?.is_empty())
+    Ok(!marked(core)?.is_empty())
 }
 
 /// Takes the mark off, durably: the revision is intact, or gone.

@@ -53,3 +53,43 @@ impl<'a> Target<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::super::parts::{Seen, Source, read_in_parts};
+    use super::*;
+    use crate::format::Durability;
+    use crate::id::Digest;
+
+    #[test]
+    fn a_large_copy_has_every_byte_and_no_blocks_for_zeros() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8Path::from_path(dir.path()).unwrap();
+        // Whole parts, parts with zeros in the middle, single bytes in a page, an end that is no whole page.
+        let mut bytes: Vec<u8> = (0..20 << 20).map(|at: usize| (at / 7 % 250 + 1) as u8).collect();
+        bytes[3 << 20..6 << 20].fill(0);
+        bytes[(9 << 20) + 4096..(9 << 20) + 200 * 4096].fill(0);
+        (0..100).for_each(|page| bytes[(9 << 20) + page * 8192] = 1);
+        bytes.truncate((20 << 20) - 1234);
+        let (from, to) = (path.join("from"), path.join("to"));
+        std::fs::write(&from, &bytes).unwrap();
+
+        let disk = Disk::new(None, Durability::None);
+        let (source, file) = (File::open(&from).unwrap(), disk.create(&to, 0o600).unwrap());
+        disk.set_len(&file, &to, bytes.len() as u64).unwrap();
+        let target = Target::new(&file, &to, bytes.len() as u64);
+        let source = Source { file: &source, path: &from, advance: &|_| () };
+        let write = |_: &mut (), bytes: &[u8], at| target.write(&disk, bytes, at);
+        let (digest, _) = read_in_parts(source, Seen::Parts, write, |()| ()).unwrap();
+
+        assert_eq!(digest, Digest::of(&bytes));
+        assert!(std::fs::read(&to).unwrap() == bytes);
+        let taken = file.metadata().unwrap().blocks() * 512;
+        assert!(taken < 17 << 20, "{taken} bytes on the disk");
+        let mut end = [0; 2];
+        file.read_exact_at(&mut end, bytes.len() as u64 - 2).unwrap();
+        assert_eq!(end, bytes[bytes.len() - 2..]);
+    }
+}

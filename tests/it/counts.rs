@@ -247,7 +247,7 @@ fn an_instance_waits_six_times() {
 }
 
 #[test]
-fn a_dense_file_is_opened_once_more_and_hashed_again() {
+fn a_dense_file_is_opened_once_more_and_sealed_again() {
     let world = World::with_template("web");
     let Build::Draft(draft) = world.store.build(&id("web"), &inputs("lock")).unwrap() else { unreachable!() };
     fill(draft.path(), 1, LARGE);

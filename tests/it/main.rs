@@ -19,6 +19,7 @@ mod hostile;
 mod identity;
 mod instances;
 mod interning;
+mod known;
 mod machine;
 mod oracle;
 mod output;

@@ -160,3 +160,37 @@ fn the_program_looks_up_with_few_calls() {
     found.check_changes_nothing();
     found.check(4, 8);
 }
+
+#[test]
+fn the_program_collects_nothing_with_few_calls() {
+    let Some(program) = Program::new() else { return };
+    program.build("web");
+    program.build("web");
+    let collected = program.run(&["gc"]);
+    assert_eq!(collected.syncs, 0);
+    let records = collected.opened.iter().filter(|(path, _)| path.ends_with("/revision.json")).count();
+    assert_eq!(records, 0, "the record is found from its directory, which is open");
+    assert!(!collected.has_opened("/vmlinux") && !collected.has_opened("/rootfs.ext4"), "{:#?}", collected.opened);
+    collected.check(24, 16);
+}
+
+#[test]
+fn the_program_activates_with_few_calls() {
+    let Some(program) = Program::new() else { return };
+    program.build("web");
+    let revision = fs::read_link(program.root.join("store/templates/web/current")).unwrap();
+    let revision = revision.file_name().unwrap().to_str().unwrap().to_owned();
+    let activated = program.run(&["activate", "web", &revision]);
+    assert!(activated.syncs <= 3, "{} waits", activated.syncs);
+    activated.check(7, 14);
+}
+
+#[test]
+fn the_program_publishes_three_files_with_few_calls() {
+    let Some(program) = Program::new() else { return };
+    program.create("web");
+    let files = program.root.join("files");
+    let published = program.run(&["publish", "web", files.as_str()]);
+    assert_eq!(published.syncs, PUBLISH_SYNCS);
+    published.check(52, 28);
+}
