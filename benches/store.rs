@@ -1,4 +1,4 @@
-//! The main job, each part beside a floor of plain system calls: `cargo bench`, a minute or two.
+//! The main job, each part beside a floor of plain system calls: `cargo bench --bench store`, some minutes.
 //!
 //! All happens in the temporary directory: `TMPDIR=/some/file/system cargo bench` measures another file system.
 //! `cargo bench -- lookup` measures one group.
@@ -31,15 +31,34 @@ fn main() {
         // Built already for another template: links to its files.
         Case { group: "reuse", name: "other-template", rounds: 100, prepare: reuse_other },
         // Three files of 128 KiB in all, which a builder wrote into the draft.
-        Case { group: "publish", name: "small", rounds: 100, prepare: |dir| publish(dir, small(), Then::Keep) },
+        Case {
+            group: "publish",
+            name: "small",
+            rounds: 500,
+            prepare: |dir| publish(dir, small(), Durability::Full, Then::Keep),
+        },
+        // The same in a store, and beside a floor, that waits for no disk.
+        Case {
+            group: "publish",
+            name: "small-not-durable",
+            rounds: 2000,
+            prepare: |dir| publish(dir, small(), Durability::None, Then::Keep),
+        },
         // A kernel and a root file system of 64 MiB, in the draft as well.
-        Case { group: "publish", name: "large", rounds: 20, prepare: |dir| publish(dir, large(), Then::Remove) },
+        Case {
+            group: "publish",
+            name: "large",
+            rounds: 20,
+            prepare: |dir| publish(dir, large(), Durability::Full, Then::Remove),
+        },
         // The same from a directory elsewhere: cloned, or copied where the file system can't clone.
         Case { group: "publish", name: "large-copied", rounds: 20, prepare: publish_copies },
         // A hit, with so many keys in the index.
         Case { group: "lookup", name: "1-key", rounds: 2000, prepare: |dir| lookup(dir, 1) },
         Case { group: "lookup", name: "1000-keys", rounds: 2000, prepare: |dir| lookup(dir, 1000) },
-        Case { group: "lookup", name: "10000-keys", rounds: 2000, prepare: |dir| lookup(dir, 10_000) },
+        Case { group: "lookup", name: "100000-keys", rounds: 2000, prepare: |dir| lookup(dir, 100_000) },
+        // What is current, and its lease.
+        Case { group: "read", name: "current", rounds: 2000, prepare: read_current },
     ]);
 }
 
@@ -91,8 +110,8 @@ fn publish_one(store: &Store, name: &TemplateId, number: u64, build: impl FnOnce
     (revision, asking + publishing)
 }
 
-fn publish(dir: &Utf8Path, mut image: Image, then: Then) -> Pair {
-    let (store, floor) = (store_in(dir, Durability::Full), Floor::new(dir.join("floor")));
+fn publish(dir: &Utf8Path, mut image: Image, durability: Durability, then: Then) -> Pair {
+    let (store, floor) = (store_in(dir, durability), Floor::new(dir.join("floor"), durability));
     let (dir, mut other) = (dir.to_owned(), image.clone());
     let (mut number, mut floor_number) = (0, 0);
     let store = Box::new({
@@ -127,7 +146,7 @@ fn publish(dir: &Utf8Path, mut image: Image, then: Then) -> Pair {
 }
 
 fn publish_copies(dir: &Utf8Path) -> Pair {
-    let (store, floor) = (store_in(dir, Durability::Full), Floor::new(dir.join("floor")));
+    let (store, floor) = (store_in(dir, Durability::Full), Floor::new(dir.join("floor"), Durability::Full));
     let files = dir.join("files");
     std::fs::create_dir(&files).unwrap();
     large().write(&files);
@@ -153,7 +172,7 @@ fn publish_copies(dir: &Utf8Path) -> Pair {
 }
 
 fn reuse_current(dir: &Utf8Path) -> Pair {
-    let (store, floor) = (store_in(dir, Durability::Full), Floor::new(dir.join("floor")));
+    let (store, floor) = (store_in(dir, Durability::Full), Floor::new(dir.join("floor"), Durability::Full));
     let name = create(&store, "web");
     let _ = publish_one(&store, &name, 0, |draft| small().write(draft));
     floor.create("web");
@@ -171,8 +190,23 @@ fn reuse_current(dir: &Utf8Path) -> Pair {
     Pair { store, floor }
 }
 
+fn read_current(dir: &Utf8Path) -> Pair {
+    let store = store_in(dir, Durability::None);
+    let name = create(&store, "web");
+    let revision = publish_one(&store, &name, 0, |draft| small().write(draft)).0;
+    let template = store.layout().template(&name);
+    drop(revision);
+    let store = Box::new(move || {
+        let (revision, took) = time(|| store.current(&name).unwrap());
+        drop(revision);
+        took
+    });
+    let floor = Box::new(move || time(|| floor::current(&template)).1);
+    Pair { store, floor }
+}
+
 fn reuse_other(dir: &Utf8Path) -> Pair {
-    let (store, floor) = (store_in(dir, Durability::Full), Floor::new(dir.join("floor")));
+    let (store, floor) = (store_in(dir, Durability::Full), Floor::new(dir.join("floor"), Durability::Full));
     let (mut image, dir) = (small(), dir.to_owned());
     let mut other = image.clone();
     let (mut number, mut floor_number) = (0, 0);
@@ -240,7 +274,7 @@ fn lookup(dir: &Utf8Path, keys: u64) -> Pair {
 }
 
 fn activate(dir: &Utf8Path, history: usize) -> Pair {
-    let (store, floor) = (store_in(dir, Durability::Full), Floor::new(dir.join("floor")));
+    let (store, floor) = (store_in(dir, Durability::Full), Floor::new(dir.join("floor"), Durability::Full));
     let name = create(&store, "web");
     let mut image = small();
     let revisions = [1, 2].map(|number| {

@@ -3,7 +3,7 @@
 //!
 //! All happens in the temporary directory: `TMPDIR=/some/file/system` measures another file system.
 //! `BENCH_REVISIONS=1000,10000,100000` measures stores of so many revisions; the last takes most of an hour, and 3 GiB.
-//! `-- verify` measures what has that in its name. `-- --make DIR COUNT` only makes such a store.
+//! Root also measures some with cold caches, as after a reboot. `-- verify` measures what has that in its name. `-- --make DIR COUNT` only makes such a store.
 
 mod floor;
 mod made;
@@ -29,15 +29,18 @@ struct Case {
     beside: &'static str,
     /// Whether it removes the older half.
     removes: bool,
+    /// Whether nothing is in memory, as after a reboot.
+    cold: bool,
     store: fn(&Made) -> Took,
     floor: fn(&Made) -> Duration,
 }
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 12] = [
     Case {
         name: "plan, nothing to go",
         beside: "read each record",
         removes: false,
+        cold: false,
         store: |made| plan(made, made.each()).1,
         floor: |made| took(|| floor::records(&made.root)),
     },
@@ -45,14 +48,23 @@ const CASES: [Case; 9] = [
         name: "plan, half to go",
         beside: "read each record, stat what goes",
         removes: false,
+        cold: false,
         store: |made| plan(made, made.each() / 2).1,
         floor: |made| took(|| floor::plan(&made.root, is_old)),
     },
-    Case { name: "apply, half to go", beside: "read each record, unlink", removes: true, store: apply, floor: collect },
+    Case {
+        name: "apply, half to go",
+        beside: "read each record, unlink",
+        removes: true,
+        cold: false,
+        store: apply,
+        floor: collect,
+    },
     Case {
         name: "gc, nothing to go",
         beside: "read each record",
         removes: false,
+        cold: false,
         store: |made| gc(made, made.each()),
         floor: |made| took(|| floor::records(&made.root)),
     },
@@ -60,6 +72,7 @@ const CASES: [Case; 9] = [
         name: "gc, half to go",
         beside: "read each record, unlink",
         removes: true,
+        cold: false,
         store: |made| gc(made, made.each() / 2),
         floor: collect,
     },
@@ -67,6 +80,7 @@ const CASES: [Case; 9] = [
         name: "verify",
         beside: "read and hash each file",
         removes: false,
+        cold: false,
         store: |made| program::run(&made.root, &["verify"]),
         floor: |made| took(|| floor::bytes(&made.root)),
     },
@@ -74,6 +88,7 @@ const CASES: [Case; 9] = [
         name: "verify --quick",
         beside: "read each document, stat each file",
         removes: false,
+        cold: false,
         store: |made| program::run(&made.root, &["verify", "--quick"]),
         floor: |made| took(|| floor::documents(&made.root)),
     },
@@ -81,6 +96,7 @@ const CASES: [Case; 9] = [
         name: "list",
         beside: "read each record, stat each file",
         removes: false,
+        cold: false,
         store: |made| program::run(&made.root, &["list"]),
         floor: |made| took(|| floor::looks(&made.root)),
     },
@@ -88,10 +104,38 @@ const CASES: [Case; 9] = [
         name: "du",
         beside: "stat each file",
         removes: false,
+        cold: false,
+        store: |made| program::run(&made.root, &["du"]),
+        floor: |made| took(|| floor::sizes(&made.root)),
+    },
+    Case {
+        name: "list, cold",
+        beside: "read each record",
+        removes: false,
+        cold: true,
+        store: |made| program::run(&made.root, &["list"]),
+        floor: |made| took(|| floor::records(&made.root)),
+    },
+    Case {
+        name: "plan, cold",
+        beside: "read each record",
+        removes: false,
+        cold: true,
+        store: |made| program::run(&made.root, &["gc", "--dry-run", "--keep-last", &made.each().to_string()]),
+        floor: |made| took(|| floor::records(&made.root)),
+    },
+    Case {
+        name: "du, cold",
+        beside: "stat each file",
+        removes: false,
+        cold: true,
         store: |made| program::run(&made.root, &["du"]),
         floor: |made| took(|| floor::sizes(&made.root)),
     },
 ];
+
+/// Where root gives up what is in memory of files and directories (proc_sys_vm(5)).
+const CACHES: &str = "/proc/sys/vm/drop_caches";
 
 fn is_old(revision: &CStr) -> bool {
     revision.to_bytes().ends_with(&[OLD as u8])
@@ -137,10 +181,16 @@ struct Row {
 impl Row {
     fn measure(case: &'static Case, made: &Made) -> Row {
         let mut row = Row { case, count: made.count(), store: Vec::new(), floor: Vec::new(), memory: None };
+        if case.cold {
+            gc(made, made.each()); // as it is run now and then: it leaves a catalog
+        }
         for round in 0..rounds(made.count()) {
             // Who comes second may find caches warm and queues full: each comes first as often.
             for store in [round % 2 == 0, round % 2 != 0] {
                 settle(&made.root);
+                if case.cold {
+                    std::fs::write(CACHES, "3").unwrap();
+                }
                 row.turn(store, made);
                 if case.removes {
                     row.check_and_refill(made);
@@ -202,7 +252,7 @@ fn main() {
     }
     let (_temporary, dir) = temporary();
     println!(
-        "\nStores of small revisions in {TEMPLATES} templates, in {dir} on {}, with warm caches.",
+        "\nStores of small revisions in {TEMPLATES} templates, in {dir} on {}; caches are warm where nothing else is said.",
         file_system(&dir)
     );
     println!("Medians; the middle half of the ratios of each round; the most memory of the program.\n");
@@ -211,6 +261,11 @@ fn main() {
         "", "revisions", "rounds", "store", "floor", "ratio", "middle half", "memory"
     );
     let wanted = |case: &&Case| args.iter().all(|arg| arg.starts_with('-') || case.name.contains(arg.as_str()));
+    let can_be_cold = std::fs::write(CACHES, "3").is_ok();
+    if !can_be_cold {
+        println!("Only root can drop the system's caches: nothing is measured cold.\n");
+    }
+    let wanted = |case: &&Case| wanted(case) && (can_be_cold || !case.cold);
     let mut rows = Vec::new();
     for count in counts() {
         let made = Made::new(&dir.join(format!("store-{count}")), count);

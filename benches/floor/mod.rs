@@ -12,6 +12,8 @@ use std::thread;
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{CWD, RenameFlags, Timespec, Timestamps};
 
+use template_store::Durability;
+
 use crate::support::FILES;
 
 /// Files of at least this size are objects.
@@ -21,6 +23,7 @@ const CHUNK: usize = 1024 * 1024;
 
 pub struct Floor {
     root: Utf8PathBuf,
+    durability: Durability,
 }
 
 /// A file that was hashed and is durable.
@@ -37,11 +40,11 @@ pub struct Draft {
 }
 
 impl Floor {
-    pub fn new(root: Utf8PathBuf) -> Floor {
+    pub fn new(root: Utf8PathBuf, durability: Durability) -> Floor {
         for dir in ["objects", "keys", "drafts", "locks", "templates"] {
             fs::create_dir_all(root.join(dir)).unwrap();
         }
-        Floor { root }
+        Floor { root, durability }
     }
 
     fn template(&self, name: &str) -> Utf8PathBuf {
@@ -98,7 +101,7 @@ impl Floor {
 
     /// Publishes what was built in a draft.
     pub fn publish(&self, draft: Draft, template: &str, id: &str, key: &str) {
-        let files = in_threads(|name| seal(name, &File::open(draft.dir.join(name)).unwrap()));
+        let files = in_threads(|name| self.seal(name, &File::open(draft.dir.join(name)).unwrap()));
         self.intern(&draft.dir, &files);
         self.commit(&draft.dir, template, id, &files);
         self.remember(key, template, id);
@@ -114,11 +117,11 @@ impl Floor {
             let source = File::open(from.join(name)).unwrap();
             let copy = File::options().read(true).write(true).create_new(true).open(draft.dir.join(name)).unwrap();
             match rustix::fs::ioctl_ficlone(&copy, &source) {
-                Ok(()) => seal(name, &copy),
+                Ok(()) => self.seal(name, &copy),
                 Err(_) => {
                     let digest = hash(&source, |bytes| (&copy).write_all(bytes).unwrap());
                     close(&copy);
-                    copy.sync_all().unwrap();
+                    self.sync(&copy);
                     Sealed { name, size: copy.metadata().unwrap().len(), digest }
                 }
             }
@@ -171,12 +174,12 @@ impl Floor {
         let lock = self.lock(template);
         let mut record = File::create(dir.join("revision.json")).unwrap();
         record.write_all(record_of(files).as_bytes()).unwrap();
-        record.sync_all().unwrap();
+        self.sync(&record);
         fs::set_permissions(dir, Permissions::from_mode(0o755)).unwrap();
-        sync_dir(dir);
+        self.sync(&File::open(dir).unwrap());
         let target = self.revision(template, id);
         rustix::fs::renameat_with(CWD, dir.as_std_path(), CWD, target.as_std_path(), RenameFlags::NOREPLACE).unwrap();
-        sync_dir(target.parent().unwrap());
+        self.sync(&File::open(target.parent().unwrap()).unwrap());
         self.swap(template, id, &lock);
     }
 
@@ -184,10 +187,35 @@ impl Floor {
         let dir = self.template(template);
         let mut log = OpenOptions::new().append(true).open(dir.join("activations.jsonl")).unwrap();
         writeln!(log, r#"{{"revision":"{id}","at":"2026-01-01T00:00:00.000000000Z","action":"publish"}}"#).unwrap();
-        log.sync_data().unwrap();
+        self.sync(&log);
         symlink(format!("revisions/{id}"), dir.join(".current.new")).unwrap();
         fs::rename(dir.join(".current.new"), dir.join("current")).unwrap();
-        lock.sync_all().unwrap(); // the lock is the directory
+        self.sync(lock); // the lock is the directory
+    }
+
+    /// Hashes a file and makes it durable; where it pays, the disk writes while the processor hashes.
+    fn seal(&self, name: &'static str, file: &File) -> Sealed {
+        close(file);
+        let size = file.metadata().unwrap().len();
+        let digest = if size < CHUNK as u64 || self.durability == Durability::None {
+            let digest = hash(file, |_| ());
+            self.sync(file);
+            digest
+        } else {
+            thread::scope(|scope| {
+                let durable = scope.spawn(|| self.sync(file));
+                let digest = hash(file, |_| ());
+                durable.join().unwrap();
+                digest
+            })
+        };
+        Sealed { name, size, digest }
+    }
+
+    fn sync(&self, file: &File) {
+        if self.durability == Durability::Full {
+            file.sync_all().unwrap();
+        }
     }
 
     /// The entry of the key, which may be lost: nothing waits for it.
@@ -202,6 +230,10 @@ impl Floor {
 /// Finds a revision by its key: the entry, the lease, the record, a look at each file.
 pub fn find(entry: &Utf8Path, revision: &Utf8Path) -> File {
     read(entry);
+    hold(revision)
+}
+
+fn hold(revision: &Utf8Path) -> File {
     let lease = File::open(revision).unwrap();
     lease.lock_shared().unwrap();
     assert!(lease.metadata().unwrap().ino() == fs::symlink_metadata(revision).unwrap().ino());
@@ -210,6 +242,13 @@ pub fn find(entry: &Utf8Path, revision: &Utf8Path) -> File {
         fs::symlink_metadata(revision.join(name)).unwrap();
     }
     lease
+}
+
+/// What is current in a template: its link, the lease, the record, a look at each file.
+pub fn current(template: &Utf8Path) -> File {
+    let target = fs::read_link(template.join("current")).unwrap();
+    let revision = template.join("artifacts").join(target.file_name().unwrap().to_str().unwrap());
+    hold(&revision)
 }
 
 /// One read is enough for what is this small.
@@ -234,25 +273,6 @@ fn close(file: &File) {
     rustix::fs::futimens(file, &Timestamps { last_access: time, last_modification: time }).unwrap();
 }
 
-/// Hashes a file and makes it durable; where it pays, the disk writes while the processor hashes.
-fn seal(name: &'static str, file: &File) -> Sealed {
-    close(file);
-    let size = file.metadata().unwrap().len();
-    let digest = if size < CHUNK as u64 {
-        let digest = hash(file, |_| ());
-        file.sync_all().unwrap();
-        digest
-    } else {
-        thread::scope(|scope| {
-            let durable = scope.spawn(|| file.sync_all().unwrap());
-            let digest = hash(file, |_| ());
-            durable.join().unwrap();
-            digest
-        })
-    };
-    Sealed { name, size, digest }
-}
-
 fn hash(mut file: &File, mut each: impl FnMut(&[u8])) -> String {
     let size = file.metadata().unwrap().len() as usize;
     let (mut hasher, mut buffer, mut left) = (blake3::Hasher::new(), vec![0; CHUNK.min(size)], size);
@@ -271,8 +291,4 @@ fn record_of(files: &[Sealed]) -> String {
     let contents: String =
         files.iter().map(|file| format!("{} {} \"{}\"\n", file.name, file.size, file.digest)).collect();
     format!("{contents}{:1000}\n", "")
-}
-
-fn sync_dir(dir: &Utf8Path) {
-    File::open(dir).unwrap().sync_all().unwrap();
 }
