@@ -43,7 +43,7 @@ impl Scan<'_> {
                 found => self.directory(path, found),
             }
         }
-        for path in [layout.private(), layout.damaged()] {
+        for path in [layout.private(), layout.damaged(), layout.samples()] {
             let found = read::metadata_if_there(&path);
             self.directory(path, found);
         }
