@@ -1,0 +1,32 @@
+"""The machine and the versions, in words that name neither the host nor its paths."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+
+def describe(root):
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    memory = int(re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())[1]) / (1 << 20)
+    kernel = re.match(r"[\d.]+", os.uname().release)[0]
+    return f"{os.cpu_count()} × {cpu[1] if cpu else os.uname().machine}, {memory:.0f} GiB, Linux {kernel}, {mount(root)}"
+
+
+def mount(root):
+    """The file system that a directory is on, and whether that is a file on another one."""
+    mounts = [line.split()[:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    above = [(at, kind, device) for device, at, kind in mounts if root.is_relative_to(at)]
+    _, kind, device = max(above, key=lambda one: len(one[0]))
+    return f"{kind} on a loop device" if device.startswith("/dev/loop") else kind
+
+
+def load():
+    return os.getloadavg()[0]
+
+
+def version(peer, env):
+    """The first number with dots in what the program says of itself."""
+    said = subprocess.run(["sh", "-c", peer.version], env=env, capture_output=True, text=True, check=False).stdout
+    found = re.search(r"\d+(\.\d+)+", said)
+    return f"{peer.name} {found[0]}" if found else peer.name
