@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import report
 from large import Large
 from measure import Place
 from peers import GROUPS, PEERS
+from small import Collections
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs/benchmarks.md"
@@ -37,25 +39,42 @@ def wanted():
     return there, absent
 
 
+def measure(place, peers, rounds, size):
+    """The groups of all rows."""
+    works = os.environ.get("WORKS", "large small").split()
+    groups = []
+    if "large" in works:
+        large = Large(place, peers, LOCK)
+        large.measure(size, rounds, say)
+        large.count_syncs(max(16, size // 16), say)
+        groups += GROUPS.values()
+    if "small" in works:
+        names = [peer.name for peer in peers] + ["rm"]
+        for count, slow in [(number("COUNT", 10_000), False), (number("OSTREE_COUNT", 2_000), True)]:
+            collections = Collections(place, names, count, slow)
+            collections.measure(rounds, say)
+            collections.count_syncs(200, say)
+            groups += collections.groups()
+    return groups
+
+
 def main():
     # An end by a signal cleans up too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rounds, size = number("ROUNDS", 3), number("SIZE_MIB", 1024)
     peers, absent = wanted()
-    root = Path(tempfile.mkdtemp(prefix="template-store-peers."))
-    place = Place(root, environment(root))
-    loads = [machine.load()]
+    place = Place(Path(tempfile.mkdtemp(prefix="template-store-peers.")))
     try:
-        large = Large(place, peers, LOCK)
-        large.measure(size, rounds, say)
-        loads.append(machine.load())
-        large.count_syncs(max(16, size // 16), say)
-        groups = list(GROUPS.values())
-        words = introduction(place, peers, absent, rounds, size, loads)
+        place.env = environment(place.root)
+        load = machine.Load()
+        groups = measure(place, peers, rounds, size)
+        versions = ", ".join(machine.version(peer, place.env) for peer in peers)
+        setting = f"{machine.describe(place.root)}. The load of the machine was {load.range()}; {versions}."
+        nothing = statistics.median(place.measure(":", {}, []).wall for _ in range(11))
     finally:
-        place.remove(root)
-    CHART.write_text(chart.draw(groups, f"A root file system of {size} MiB: medians of {rounds} rounds"))
-    text = report.section(groups, words, CHART.name)
+        place.remove(place.root)
+    CHART.write_text(chart.draw(groups, f"template-store and its peers: medians of {rounds} rounds"))
+    text = report.section(groups, report.introduction(setting, absent, rounds, size, nothing), CHART.name)
     print(text)
     report.splice(PAGE, text)
 
@@ -66,11 +85,6 @@ def environment(root):
     home.mkdir()
     keep = {key: os.environ[key] for key in ("PATH", "CARGO_HOME", "RUSTUP_HOME") if key in os.environ}
     return {**keep, "HOME": str(home), "XDG_CACHE_HOME": str(home), "TMPDIR": str(root), "LC_ALL": "C.UTF-8"}
-
-
-def introduction(place, peers, absent, rounds, size, loads):
-    versions = ", ".join(machine.version(peer, place.env) for peer in peers)
-    return " ".join([f"On {machine.describe(place.root)}; load {min(loads):.1f} to {max(loads):.1f}.", versions + ".", *absent]) + "\n"
 
 
 main()

@@ -4,32 +4,33 @@ import math
 from html import escape
 
 from report import seconds
-from rows import LOST
+from rows import LASTS, LOST
 
+OURS = "template-store"
 WIDTH, LABELS, RIGHT = 900, 330, 80
 BAR, GAP, HEADING, TOP, BOTTOM = 14, 5, 30, 64, 44
 
 STYLE = """
   .page { fill: #ffffff } .text { fill: #24292f } .faint { fill: #57606a } .grid { stroke: #d0d7de }
-  .ours { fill: #0969da } .peer { fill: #8c959f } .lost { fill: none; stroke: #8c959f; stroke-dasharray: 3 2 }
+  .ours { fill: #0969da } .peer { fill: #8c959f }
   text { font: 12px system-ui, sans-serif } .title { font-size: 16px; font-weight: 600 } .group { font-weight: 600 }
   @media (prefers-color-scheme: dark) {
     .page { fill: #0d1117 } .text { fill: #e6edf3 } .faint { fill: #9198a1 } .grid { stroke: #3d444d }
-    .ours { fill: #4493f8 } .peer { fill: #768390 } .lost { stroke: #768390 }
+    .ours { fill: #4493f8 } .peer { fill: #768390 }
   }
 """
 
 
 def draw(groups, title):
-    groups = [(group, [row for row in group.rows if row.tooks and not row.failed]) for group in groups]
+    groups = [(group, [row for row in group.rows if row.tooks and drawn(row)]) for group in groups]
     groups = [(group, rows) for group, rows in groups if rows]
     axis = Axis([row.median("wall") for _, rows in groups for row in rows])
     y, body = TOP, []
     for group, rows in groups:
         body.append(text(12, y + 19, group.title, "text group"))
         y += HEADING
-        for index, row in enumerate(rows):
-            body += bar(axis, y, row, ours=row.peer == rows[0].peer and index < len(rows))
+        for row in rows:
+            body += bar(axis, y, row, row.peer == OURS)
             y += BAR + GAP
     height = y + BOTTOM
     parts = [
@@ -38,13 +39,18 @@ def draw(groups, title):
         f"<title>{escape(title)}</title><style>{STYLE}</style>",
         f'<rect class="page" width="{WIDTH}" height="{height}"/>',
         text(12, 26, title, "text title"),
-        text(12, 46, "Blue: template-store. Dashed: its result may be lost in a power cut. Shorter is better.", "faint"),
+        text(12, 46, "Blue: template-store. Where a result has to survive a power cut, all of these do. Shorter is better.", "faint"),
         *axis.lines(TOP, y + 4),
         *body,
         text((LABELS + WIDTH - RIGHT) / 2, y + 38, "time, logarithmic", "faint", "middle"),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def drawn(row):
+    """Only what has the same promise is beside each other."""
+    return not row.failed and row.lasts != LOST
 
 
 class Axis:
@@ -71,8 +77,8 @@ def label(power):
 
 def bar(axis, y, row, ours):
     time = row.median("wall")
-    kind = "lost" if row.lasts == LOST else "ours" if ours else "peer"
-    name = f"{row.peer}: {row.shown}" + (" + sync" if "sync" in row.lasts else "")
+    kind = "ours" if ours else "peer"
+    name = f"{row.peer}: {row.shown}" + (" + sync" if row.lasts.startswith(f"{LASTS}, ") else "")
     return [
         text(LABELS - 8, y + 11, name, "text", "end"),
         f'<rect class="{kind}" x="{LABELS}" y="{y}" width="{axis.at(time) - LABELS:.1f}" height="{BAR}" rx="2"/>',

@@ -6,7 +6,7 @@ from pathlib import Path
 import image
 from measure import Failed
 from peers import GROUPS, PUBLISH
-from rows import LASTS_BY_SYNC, LOST
+from rows import LOST, lasts_by
 
 COMPARE = 'for file in vmlinux rootfs.ext4 fc-base.json; do cmp "$IN/$file" {}/"$file"; done'
 
@@ -98,4 +98,5 @@ def forms(peer):
     for step in peer.steps:
         yield step, step.lasts, step.script
         if step.lasts == LOST:
-            yield step, LASTS_BY_SYNC, step.script + '\nsync -f "$STORE"'
+            how, script = step.synced or ("sync -f", step.script + '\nsync -f "$STORE"')
+            yield step, lasts_by(how), script

@@ -3,6 +3,8 @@
 import os
 import re
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 
@@ -21,12 +23,24 @@ def mount(root):
     return f"{kind} on a loop device" if device.startswith("/dev/loop") else kind
 
 
-def load():
-    return os.getloadavg()[0]
+class Load:
+    """How many processes wanted to run, ours among them: averages of a minute, asked for in the background."""
+
+    def __init__(self):
+        self.seen = [os.getloadavg()[0]]
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self):
+        while True:
+            time.sleep(10)
+            self.seen.append(os.getloadavg()[0])
+
+    def range(self):
+        return f"{min(self.seen):.1f} to {max(self.seen):.1f}"
 
 
 def version(peer, env):
-    """The first number with dots in what the program says of itself."""
+    """The first number in what the program says of itself."""
     said = subprocess.run(["sh", "-c", peer.version], env=env, capture_output=True, text=True, check=False).stdout
-    found = re.search(r"\d+(\.\d+)+", said)
+    found = re.search(r"\d+(\.\d+)*", said)
     return f"{peer.name} {found[0]}" if found else peer.name

@@ -27,6 +27,8 @@ class Step:
     lasts: str
     # Where the artifacts are then, to compare them with what went in.
     result: str = ""
+    # How the program itself makes it last, if it can: what the reader sees, and the script.
+    synced: tuple | None = None
 
 
 @dataclass
@@ -108,4 +110,146 @@ RESTIC = Peer(
     ],
 )
 
-PEERS = [STORE, COPY, RESTIC]
+CACACHE = Peer(
+    name="cacache",
+    program="cacache-peer",
+    version="grep '^cacache = ' benches/peers/cacache/Cargo.toml",
+    init='mkdir "$STORE"',
+    steps=[
+        Step(PUBLISH, "put", 'cacache-peer put "$STORE" web "$IN"', LOST),
+        Step(AGAIN, "put, with other keys", 'cacache-peer put "$STORE" "$NEW" "$AGAIN"', LOST),
+        Step(COPY_OUT, "copy", 'cacache-peer get "$STORE" web "$OUT"', LOST, '"$OUT"'),
+        Step(VERIFY, "read all", 'cacache-peer verify "$STORE"', NOTHING_TO_LAST),
+    ],
+)
+
+# Nix works where its database says that the store is.
+NIX_ENV = {
+    "NIX_STORE_DIR": "{store}/store",
+    "NIX_STATE_DIR": "{store}/var",
+    "NIX_LOG_DIR": "{store}/log",
+    "NIX_CONF_DIR": "{store}/conf",
+    "NIX_REMOTE": "",
+}
+NIX_INIT = r"""
+mkdir -p "$STORE/store" "$STORE/conf" "$STORE/var/gcroots"
+printf 'build-users-group =\nsandbox = false\n' > "$STORE/conf/nix.conf"
+"""
+NIX = Peer(
+    name="Nix",
+    program="nix-store",
+    version="nix-store --version",
+    init=NIX_INIT,
+    env=NIX_ENV,
+    steps=[
+        Step(PUBLISH, "nix-store --add", 'nix-store --add "$IN" > "$STORE/added"', LOST),
+        Step(AGAIN, "nix-store --add, by the same name", 'nix-store --add "$AGAIN"', LOST),
+        Step(
+            USE,
+            "nix-store --realise --add-root",
+            'nix-store --realise "$(cat "$STORE/added")" --add-root "$OUT"',
+            LOST,
+            '"$OUT"',
+        ),
+        Step(VERIFY, "--verify --check-contents", "nix-store --verify --check-contents", NOTHING_TO_LAST),
+    ],
+)
+
+OSTREE_INIT = 'ostree --repo="$STORE" init --mode=bare-user-only'
+OSTREE = Peer(
+    name="OSTree",
+    program="ostree",
+    version="ostree --version",
+    init=OSTREE_INIT,
+    steps=[
+        Step(PUBLISH, "commit", 'ostree --repo="$STORE" commit --branch=web --subject=web "$IN"', LASTS),
+        Step(
+            AGAIN,
+            "commit, to another branch",
+            'ostree --repo="$STORE" commit --branch="$NEW" --subject=web "$AGAIN"',
+            LASTS,
+        ),
+        Step(USE, "checkout -H, hard links", 'ostree --repo="$STORE" checkout -U -H web "$OUT"', LOST, '"$OUT"'),
+        Step(COPY_OUT, "checkout -C", 'ostree --repo="$STORE" checkout -U -C web "$OUT"', LOST, '"$OUT"'),
+        Step(VERIFY, "fsck", 'ostree --repo="$STORE" fsck --quiet', NOTHING_TO_LAST),
+    ],
+)
+
+CASYNC = Peer(
+    name="casync",
+    program="casync",
+    version="casync --version",
+    init='mkdir "$STORE"',
+    steps=[
+        Step(PUBLISH, "make", 'casync make --store="$STORE/a.castr" "$STORE/web.caidx" "$IN"', LOST),
+        Step(AGAIN, "make", 'casync make --store="$STORE/a.castr" "$STORE/$NEW.caidx" "$AGAIN"', LOST),
+        Step(
+            COPY_OUT,
+            "extract",
+            'casync extract --store="$STORE/a.castr" "$STORE/web.caidx" "$OUT"',
+            LOST,
+            '"$OUT"',
+        ),
+    ],
+)
+
+BORG = Peer(
+    name="borg",
+    program="borg",
+    version="borg --version",
+    init='borg init -e none "$STORE"',
+    env={"BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"},
+    steps=[
+        Step(PUBLISH, "create", 'cd "$IN"; borg create "$STORE::web" .', LASTS),
+        Step(AGAIN, "create", 'cd "$AGAIN"; borg create "$STORE::$NEW" .', LASTS),
+        Step(
+            COPY_OUT,
+            "extract --sparse",
+            'mkdir "$OUT"; cd "$OUT"; borg extract --sparse "$STORE::web"',
+            LOST,
+            '"$OUT"',
+        ),
+        Step(VERIFY, "check --verify-data", 'borg check --verify-data "$STORE"', NOTHING_TO_LAST),
+    ],
+)
+
+# Nothing of the work goes on in the background, and nobody's name is needed.
+GIT = "git -c gc.auto=0 -c user.name=peer -c user.email=peer@localhost"
+# By default, objects that are not in packs are not synced, nor are names.
+GIT_SYNCED = f"{GIT} -c core.fsync=all"
+
+
+def git_add(git, what, message):
+    return f"""
+{git} --git-dir="$STORE" --work-tree="{what}" add -A
+{git} --git-dir="$STORE" --work-tree="{what}" commit -q --allow-empty -m "{message}"
+"""
+
+
+def git_step(work, shown, what, message, before=""):
+    synced = ("core.fsync=all", before + git_add(GIT_SYNCED, what, message))
+    return Step(work, shown, before + git_add(GIT, what, message), LOST, synced=synced)
+
+
+GIT_INIT = 'git init -q --bare "$STORE"; git --git-dir="$STORE" config core.bare false'
+GIT_PEER = Peer(
+    name="git",
+    program="git",
+    version="git --version",
+    init=GIT_INIT,
+    steps=[
+        git_step(PUBLISH, "add, commit", "$IN", "web"),
+        # Another index: else it knows the files by their times, and reads nothing.
+        git_step(AGAIN, "add, commit", "$AGAIN", "$NEW", 'export GIT_INDEX_FILE="$STORE/index-$NEW"'),
+        Step(
+            COPY_OUT,
+            "checkout",
+            f'mkdir "$OUT"; {GIT} --git-dir="$STORE" --work-tree="$OUT" checkout -f HEAD -- .',
+            LOST,
+            '"$OUT"',
+        ),
+        Step(VERIFY, "fsck --full", 'git --git-dir="$STORE" fsck --full', NOTHING_TO_LAST),
+    ],
+)
+
+PEERS = [STORE, COPY, CACACHE, NIX, OSTREE, CASYNC, RESTIC, BORG, GIT_PEER]

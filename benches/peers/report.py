@@ -1,11 +1,49 @@
 """The tables, and their place in the page."""
 
-from rows import LASTS, LASTS_BY_SYNC, LOST
+from rows import LASTS, LOST
 
 BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
 
 HEAD = "| | | lasts | time | beside ours | CPU | memory | written | growth | syncs |\n"
 RULE = "|---|---|---|--:|--:|--:|--:|--:|--:|---|\n"
+
+
+INTRODUCTION = """\
+What else could keep such files, on the same inputs in one run: a root file system of {size} MiB of which 28 % are
+holes, a kernel of a sixteenth of that, and a configuration. Half of each page is noise, half is text; the seed is
+fixed. {rounds} rounds, in each of which everybody takes a turn and somebody else begins. Each command starts with
+everything synced and with warm caches.
+
+- **lasts** says whether the result survives a power cut when the command has returned. What does not was measured
+  twice: as it is, which is not the same work and says so in its row, and with what makes it last.
+- **time** and **beside ours**: medians, of the times and of the ratios of each round, to the first row.
+- **CPU** and **memory** are of all processes of the command; the memory is that of the largest.
+- **written** is what the block device got, with a sync after the command; of a device that others use too, also
+  theirs. **growth** is what the files take on the disk afterwards (`du`).
+- **syncs** were counted by strace in a run of its own, with {small} MiB or 200 entries.
+
+An empty command takes {nothing} here: that is in each time. Compression and deduplication of parts are the point of
+some of these, and cost time: see what they write.
+
+{setting}{absent}
+
+```sh
+TMPDIR=/some/file/system benches/peers.sh
+```
+
+Where a file system clones, `cp`, `template-store` and OSTree copy no blocks: another one gives other numbers.
+"""
+
+
+def introduction(setting, absent, rounds, size, nothing):
+    return INTRODUCTION.format(
+        setting=setting,
+        absent="".join(f" {words}" for words in absent),
+        rounds=rounds,
+        size=size,
+        small=max(16, size // 16),
+        nothing=seconds(nothing),
+    )
 
 
 def table(group):
@@ -22,7 +60,7 @@ def line(row, ours):
         lasting(row, ours),
         seconds(row.median("wall")),
         ratio,
-        seconds(row.median("cpu")),
+        seconds(row.median("cpu"), least=0.01),
         size(row.median("memory")),
         size(row.median("written")),
         size(row.median("growth")),
@@ -33,12 +71,14 @@ def line(row, ours):
 
 def lasting(row, ours):
     """A comparison of what lasts with what does not says so."""
-    if row.lasts == LOST and ours.lasts in (LASTS, LASTS_BY_SYNC):
+    if row.lasts == LOST and ours.lasts == LASTS:
         return "**no**, and ours does"
     return row.lasts or "–"
 
 
-def seconds(time):
+def seconds(time, least=0.0):
+    if time < least:
+        return f"< {least * 1000:.0f} ms"
     if time < 0.1:
         return f"{time * 1000:.0f} ms"
     return f"{time:.2f} s" if time < 10 else f"{time:.1f} s"

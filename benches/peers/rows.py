@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 
 # Whether the result of a command survives a power cut when it has returned.
 LASTS = "yes"
-LASTS_BY_SYNC = "yes, by `sync -f`"
 LOST = "no"
 NOTHING_TO_LAST = ""
+
+
+def lasts_by(how):
+    return f"yes, by `{how}`"
 
 
 @dataclass
