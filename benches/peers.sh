@@ -39,9 +39,13 @@ for needed in strace /usr/bin/time python3; do
   fi
 done
 
-target_of() { cargo metadata --format-version 1 --no-deps "$@" | grep -o '"target_directory":"[^"]*"' | cut -d '"' -f 4; }
+target_of() {
+  cargo metadata --format-version 1 --no-deps "$@" | grep -o '"target_directory":"[^"]*"' | cut -d '"' -f 4
+}
 
 cargo build --release --quiet
+# It makes the stores of small entries.
+cargo bench --no-run --quiet --bench collect
 programs=$(target_of)/release
 
 driver=benches/peers/cacache/Cargo.toml

@@ -60,10 +60,11 @@ def measure(place, peers, rounds, size):
 
 def main():
     # An end by a signal cleans up too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for end in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(end, lambda number, _: sys.exit(128 + number))
     rounds, size = number("ROUNDS", 3), number("SIZE_MIB", 1024)
     peers, absent = wanted()
-    place = Place(Path(tempfile.mkdtemp(prefix="template-store-peers.")))
+    place = Place(Path(tempfile.mkdtemp(prefix="template-store-peers.")).resolve())
     try:
         place.env = environment(place.root)
         load = machine.Load()
@@ -83,7 +84,8 @@ def environment(root):
     """What commands see: nothing of the user's configuration."""
     home = root / "home"
     home.mkdir()
-    keep = {key: os.environ[key] for key in ("PATH", "CARGO_HOME", "RUSTUP_HOME") if key in os.environ}
+    names = ["PATH", "CARGO_HOME", "CARGO_TARGET_DIR", "RUSTUP_HOME"]
+    keep = {name: os.environ[name] for name in names if name in os.environ}
     return {**keep, "HOME": str(home), "XDG_CACHE_HOME": str(home), "TMPDIR": str(root), "LC_ALL": "C.UTF-8"}
 
 

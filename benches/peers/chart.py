@@ -10,6 +10,8 @@ OURS = "template-store"
 WIDTH, LABELS, RIGHT = 900, 330, 80
 BAR, GAP, HEADING, TOP, BOTTOM = 14, 5, 30, 64, 44
 
+ABOUT = "Blue: template-store. Where a result has to survive a power cut, all of these do. Shorter is better."
+
 STYLE = """
   .page { fill: #ffffff } .text { fill: #24292f } .faint { fill: #57606a } .grid { stroke: #d0d7de }
   .ours { fill: #0969da } .peer { fill: #8c959f }
@@ -39,7 +41,7 @@ def draw(groups, title):
         f"<title>{escape(title)}</title><style>{STYLE}</style>",
         f'<rect class="page" width="{WIDTH}" height="{height}"/>',
         text(12, 26, title, "text title"),
-        text(12, 46, "Blue: template-store. Where a result has to survive a power cut, all of these do. Shorter is better.", "faint"),
+        text(12, 46, ABOUT, "faint"),
         *axis.lines(TOP, y + 4),
         *body,
         text((LABELS + WIDTH - RIGHT) / 2, y + 38, "time, logarithmic", "faint", "middle"),

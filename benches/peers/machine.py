@@ -12,7 +12,8 @@ def describe(root):
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = int(re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())[1]) / (1 << 20)
     kernel = re.match(r"[\d.]+", os.uname().release)[0]
-    return f"{os.cpu_count()} × {cpu[1] if cpu else os.uname().machine}, {memory:.0f} GiB, Linux {kernel}, {mount(root)}"
+    model = cpu[1] if cpu else os.uname().machine
+    return f"{os.cpu_count()} × {model}, {memory:.0f} GiB of memory, Linux {kernel}, {mount(root)}"
 
 
 def mount(root):

@@ -11,7 +11,7 @@ from rows import LASTS, LOST, NOTHING_TO_LAST, Group
 PUBLISH, AGAIN, USE, COPY_OUT, VERIFY = "publish", "again", "use", "copy out", "verify"
 GROUPS = {
     PUBLISH: Group("Publish", "The artifacts go into an empty store by copy."),
-    AGAIN: Group("Publish the same contents again", "From another directory, under another name where there are names."),
+    AGAIN: Group("Publish the same contents again", "From another directory, and under another name."),
     USE: Group("Use it once more", "What is in the store is to be used again. Nothing needs to be copied for that."),
     COPY_OUT: Group("Copy it out", "A copy that may be written to, as a VM needs one of its root file system."),
     VERIFY: Group("Verify", "All of the contents are read and checked."),

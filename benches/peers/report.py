@@ -1,5 +1,7 @@
 """The tables, and their place in the page."""
 
+import textwrap
+
 from rows import LASTS, LOST
 
 BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
@@ -11,7 +13,7 @@ RULE = "|---|---|---|--:|--:|--:|--:|--:|--:|---|\n"
 INTRODUCTION = """\
 What else could keep such files, on the same inputs in one run: a root file system of {size} MiB of which 28 % are
 holes, a kernel of a sixteenth of that, and a configuration. Half of each page is noise, half is text; the seed is
-fixed. {rounds} rounds, in each of which everybody takes a turn and somebody else begins. Each command starts with
+fixed. Rounds: {rounds}; in each, everybody takes a turn, and somebody else begins. Each command starts with
 everything synced and with warm caches.
 
 - **lasts** says whether the result survives a power cut when the command has returned. What does not was measured
@@ -25,7 +27,7 @@ everything synced and with warm caches.
 An empty command takes {nothing} here: that is in each time. Compression and deduplication of parts are the point of
 some of these, and cost time: see what they write.
 
-{setting}{absent}
+{setting}
 
 ```sh
 TMPDIR=/some/file/system benches/peers.sh
@@ -37,13 +39,16 @@ Where a file system clones, `cp`, `template-store` and OSTree copy no blocks: an
 
 def introduction(setting, absent, rounds, size, nothing):
     return INTRODUCTION.format(
-        setting=setting,
-        absent="".join(f" {words}" for words in absent),
+        setting=wrapped(" ".join([setting, *absent])),
         rounds=rounds,
         size=size,
         small=max(16, size // 16),
         nothing=seconds(nothing),
     )
+
+
+def wrapped(words):
+    return textwrap.fill(words, 118, break_on_hyphens=False)
 
 
 def table(group):
@@ -104,7 +109,7 @@ def section(groups, introduction, chart):
     if chart:
         text += f"\n![The times of all, on a logarithmic scale]({chart})\n"
     for group in groups:
-        text += f"\n### {group.title}\n\n{group.about}\n\n{table(group)}"
+        text += f"\n### {group.title}\n\n{wrapped(group.about)}\n\n{table(group)}"
     return text
 
 

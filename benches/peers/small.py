@@ -136,10 +136,11 @@ STORES = [
     ),
 ]
 
-ABOUT = """\
+ABOUT = """
 Each entry has a kernel, a root file system and a configuration of a few bytes or KiB. What a power cut brings back of
 what went is garbage again, with all of them; the syncs say who writes what before it returns."""
-LEFT_OUT = " Not here: restic and borg, to which each entry would be a process that takes a second."
+LEFT_OUT = """
+Left out: restic and borg, to which each entry would be a process that takes a second."""
 
 
 class Collections:
