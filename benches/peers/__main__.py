@@ -70,7 +70,8 @@ def main():
         load = machine.Load()
         groups = measure(place, peers, rounds, size)
         versions = ", ".join(machine.version(peer, place.env) for peer in peers)
-        setting = f"{machine.describe(place.root)}. The load of the machine was {load.range()}; {versions}."
+        described = machine.describe(place.root)
+        setting = f"{described}. The load of the machine, ours included, was {load.range()}. {versions}."
         nothing = statistics.median(place.measure(":", {}, []).wall for _ in range(11))
     finally:
         place.remove(place.root)

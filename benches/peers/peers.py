@@ -134,6 +134,7 @@ NIX_ENV = {
 NIX_INIT = r"""
 mkdir -p "$STORE/store" "$STORE/conf" "$STORE/var/gcroots"
 printf 'build-users-group =\nsandbox = false\n' > "$STORE/conf/nix.conf"
+nix-store --init
 """
 NIX = Peer(
     name="Nix",

@@ -1,5 +1,6 @@
 """The tables, and their place in the page."""
 
+import statistics
 import textwrap
 
 from rows import LASTS, LOST
@@ -18,22 +19,22 @@ everything synced and with warm caches.
 
 - **lasts** says whether the result survives a power cut when the command has returned. What does not was measured
   twice: as it is, which is not the same work and says so in its row, and with what makes it last.
-- **time** and **beside ours**: medians, of the times and of the ratios of each round, to the first row.
+- **time** is the median; **beside ours** the median of the ratios of each round to the first row, with the least and
+  the largest one.
 - **CPU** and **memory** are of all processes of the command; the memory is that of the largest.
 - **written** is what the block device got, with a sync after the command; of a device that others use too, also
   theirs. **growth** is what the files take on the disk afterwards (`du`).
 - **syncs** were counted by strace in a run of its own, with {small} MiB or 200 entries.
 
-An empty command takes {nothing} here: that is in each time. Compression and deduplication of parts are the point of
-some of these, and cost time: see what they write.
+An empty command takes {nothing} here: that is in each time. Some compress, and share parts of files: that costs time,
+and shows in what they write. Where a file system clones, `cp`, `template-store` and OSTree copy no blocks: another one
+gives other numbers.
 
 {setting}
 
 ```sh
 TMPDIR=/some/file/system benches/peers.sh
 ```
-
-Where a file system clones, `cp`, `template-store` and OSTree copy no blocks: another one gives other numbers.
 """
 
 
@@ -48,7 +49,7 @@ def introduction(setting, absent, rounds, size, nothing):
 
 
 def wrapped(words):
-    return textwrap.fill(words, 118, break_on_hyphens=False)
+    return textwrap.fill(words.strip(), 118, break_on_hyphens=False)
 
 
 def table(group):
@@ -58,13 +59,12 @@ def table(group):
 def line(row, ours):
     if row.failed or not row.tooks:
         return f"| {row.peer} | {row.shown} | | failed: {row.failed or 'it did not run'} | | | | | | |\n"
-    ratio = f"{row.beside(ours):.2f}" if ours.tooks else "–"
     cells = [
         row.peer,
         row.shown,
         lasting(row, ours),
         seconds(row.median("wall")),
-        ratio,
+        beside(row, ours),
         seconds(row.median("cpu"), least=0.01),
         size(row.median("memory")),
         size(row.median("written")),
@@ -79,6 +79,19 @@ def lasting(row, ours):
     if row.lasts == LOST and ours.lasts == LASTS:
         return "**no**, and ours does"
     return row.lasts or "–"
+
+
+def beside(row, ours):
+    """The median of the ratios, and the least and the largest one."""
+    ratios = row.beside(ours)
+    if row is ours or not ratios:
+        return "1" if row is ours else "–"
+    least, most = ratio(ratios[0]), ratio(ratios[-1])
+    return ratio(statistics.median(ratios)) + (f" ({least} – {most})" if len(ratios) > 1 else "")
+
+
+def ratio(number):
+    return f"{number:.2f}" if number < 10 else f"{number:.0f}"
 
 
 def seconds(time, least=0.0):

@@ -165,16 +165,17 @@ class Collections:
         def take(row, script, env):
             row.tooks.append(self.place.measure(script, env, [self.path]))
 
-        masters = {one.shown: self._made(one, self.count, say) for one in self.stores}
+        masters = [self._made(one, self.count, say) for one in self.stores]
         for number in range(rounds):
             start = number % len(self.stores)
-            for one in self.stores[start:] + self.stores[:start]:
-                if masters[one.shown]:
+            for at in [*range(start, len(self.stores)), *range(start)]:
+                one, master = self.stores[at], masters[at]
+                if master:
                     say(f"round {number + 1} of {rounds}: {one.name}, {self.count} entries")
                     # A copy in the place where it was made: some stores know where they are.
-                    self.place.run('cp -a "$FROM" "$TO"', {"FROM": str(masters[one.shown]), "TO": str(self.path)})
+                    self.place.run('cp -a "$FROM" "$TO"', {"FROM": str(master), "TO": str(self.path)})
                     self._turn(one, self.count, take)
-        for master in masters.values():
+        for master in masters:
             if master:
                 self.place.remove(master)
 
