@@ -4,7 +4,7 @@ import math
 from html import escape
 
 from report import seconds
-from rows import LASTS, LOST
+from rows import LASTS_BY_SYNC, LOST, NAME_LOST
 
 OURS = "template-store"
 WIDTH, LABELS, RIGHT = 900, 330, 80
@@ -52,7 +52,7 @@ def draw(groups, title):
 
 def drawn(row):
     """Only what has the same promise is beside each other."""
-    return not row.failed and row.lasts != LOST
+    return not row.failed and row.lasts not in (LOST, NAME_LOST)
 
 
 class Axis:
@@ -80,7 +80,7 @@ def label(power):
 def bar(axis, y, row, ours):
     time = row.median("wall")
     kind = "ours" if ours else "peer"
-    name = f"{row.peer}: {row.shown}" + (" + sync" if row.lasts.startswith(f"{LASTS}, ") else "")
+    name = f"{row.peer}: {row.shown}" + (" + sync" if row.lasts == LASTS_BY_SYNC else "")
     return [
         text(LABELS - 8, y + 11, name, "text", "end"),
         f'<rect class="{kind}" x="{LABELS}" y="{y}" width="{axis.at(time) - LABELS:.1f}" height="{BAR}" rx="2"/>',

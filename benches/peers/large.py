@@ -6,7 +6,7 @@ from pathlib import Path
 import image
 from measure import Failed
 from peers import GROUPS, PUBLISH
-from rows import LOST, lasts_by
+from rows import LASTS_BY_SYNC, LOST, NAME_LOST
 
 COMPARE = 'for file in vmlinux rootfs.ext4 fc-base.json; do cmp "$IN/$file" {}/"$file"; done'
 
@@ -97,6 +97,5 @@ def forms(peer):
     """Each step; twice, as it is and with a sync, if its result would not last."""
     for step in peer.steps:
         yield step, step.lasts, step.script
-        if step.lasts == LOST:
-            how, script = step.synced or ("sync -f", step.script + '\nsync -f "$STORE"')
-            yield step, lasts_by(how), script
+        if step.lasts in (LOST, NAME_LOST):
+            yield step, LASTS_BY_SYNC, step.script + '\nsync -f "$STORE"'

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from rows import LASTS, LOST, NOTHING_TO_LAST, Group
+from rows import LASTS, LOST, NAME_LOST, NOTHING_TO_LAST, Group
 
 # The shell scripts find in their environment: the directory with the artifacts (IN), another one with the same
 # contents (AGAIN), the store's directory, empty at first (STORE), a path that does not exist yet (OUT), and a name
@@ -27,8 +27,6 @@ class Step:
     lasts: str
     # Where the artifacts are then, to compare them with what went in.
     result: str = ""
-    # How the program itself makes it last, if it can: what the reader sees, and the script.
-    synced: tuple | None = None
 
 
 @dataclass
@@ -157,18 +155,19 @@ NIX = Peer(
 )
 
 OSTREE_INIT = 'ostree --repo="$STORE" init --mode=bare-user-only'
+# It syncs the objects and their directories, and renames the branch to its place afterwards: that may be lost.
 OSTREE = Peer(
     name="OSTree",
     program="ostree",
     version="ostree --version",
     init=OSTREE_INIT,
     steps=[
-        Step(PUBLISH, "commit", 'ostree --repo="$STORE" commit --branch=web --subject=web "$IN"', LASTS),
+        Step(PUBLISH, "commit", 'ostree --repo="$STORE" commit --branch=web --subject=web "$IN"', NAME_LOST),
         Step(
             AGAIN,
             "commit, to another branch",
             'ostree --repo="$STORE" commit --branch="$NEW" --subject=web "$AGAIN"',
-            LASTS,
+            NAME_LOST,
         ),
         Step(USE, "checkout -H, hard links", 'ostree --repo="$STORE" checkout -U -H web "$OUT"', LOST, '"$OUT"'),
         Step(COPY_OUT, "checkout -C", 'ostree --repo="$STORE" checkout -U -C web "$OUT"', LOST, '"$OUT"'),
@@ -216,20 +215,13 @@ BORG = Peer(
 
 # Nothing of the work goes on in the background, and nobody's name is needed.
 GIT = "git -c gc.auto=0 -c user.name=peer -c user.email=peer@localhost"
-# By default, objects that are not in packs are not synced, nor are names.
-GIT_SYNCED = f"{GIT} -c core.fsync=all"
 
 
-def git_add(git, what, message):
-    return f"""
-{git} --git-dir="$STORE" --work-tree="{what}" add -A
-{git} --git-dir="$STORE" --work-tree="{what}" commit -q --allow-empty -m "{message}"
+def git_add(what, message, before=""):
+    return f"""{before}
+{GIT} --git-dir="$STORE" --work-tree="{what}" add -A
+{GIT} --git-dir="$STORE" --work-tree="{what}" commit -q --allow-empty -m "{message}"
 """
-
-
-def git_step(work, shown, what, message, before=""):
-    synced = ("core.fsync=all", before + git_add(GIT_SYNCED, what, message))
-    return Step(work, shown, before + git_add(GIT, what, message), LOST, synced=synced)
 
 
 GIT_INIT = 'git init -q --bare "$STORE"; git --git-dir="$STORE" config core.bare false'
@@ -239,9 +231,15 @@ GIT_PEER = Peer(
     version="git --version",
     init=GIT_INIT,
     steps=[
-        git_step(PUBLISH, "add, commit", "$IN", "web"),
+        # With core.fsync=all it syncs files, and still no directory: the names may be lost.
+        Step(PUBLISH, "add, commit", git_add("$IN", "web"), LOST),
         # Another index: else it knows the files by their times, and reads nothing.
-        git_step(AGAIN, "add, commit", "$AGAIN", "$NEW", 'export GIT_INDEX_FILE="$STORE/index-$NEW"'),
+        Step(
+            AGAIN,
+            "add, commit",
+            git_add("$AGAIN", "$NEW", 'export GIT_INDEX_FILE="$STORE/index-$NEW"'),
+            LOST,
+        ),
         Step(
             COPY_OUT,
             "checkout",

@@ -3,7 +3,7 @@
 import statistics
 import textwrap
 
-from rows import LASTS, LOST
+from rows import LASTS, LOST, NAME_LOST
 
 BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
 
@@ -17,8 +17,9 @@ holes, a kernel of a sixteenth of that, and a configuration. Half of each page i
 fixed. Rounds: {rounds}; in each, everybody takes a turn, and somebody else begins. Each command starts with
 everything synced and with warm caches.
 
-- **lasts** says whether the result survives a power cut when the command has returned. What does not was measured
-  twice: as it is, which is not the same work and says so in its row, and with what makes it last.
+- **lasts** says whether the result survives a power cut when the command has returned: whether files, and the
+  directories that have their names, were synced. What was not is measured twice: as it is, which promises less than
+  ours and says so in its row, and with a sync of the file system.
 - **time** is the median; **beside ours** the median of the ratios of each round to the first row, with the least and
   the largest one.
 - **CPU** and **memory** are of all processes of the command; the memory is that of the largest.
@@ -76,8 +77,8 @@ def line(row, ours):
 
 def lasting(row, ours):
     """A comparison of what lasts with what does not says so."""
-    if row.lasts == LOST and ours.lasts == LASTS:
-        return "**no**, and ours does"
+    if row.lasts in (LOST, NAME_LOST) and ours.lasts == LASTS:
+        return f"**{row.lasts}**; ours does"
     return row.lasts or "–"
 
 

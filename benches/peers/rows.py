@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 # Whether the result of a command survives a power cut when it has returned.
 LASTS = "yes"
 LOST = "no"
+# The contents last, and the name by which they are found may not.
+NAME_LOST = "not its name"
+LASTS_BY_SYNC = "yes, by `sync -f`"
 NOTHING_TO_LAST = ""
-
-
-def lasts_by(how):
-    return f"yes, by `{how}`"
 
 
 @dataclass
