@@ -3,10 +3,15 @@
 #
 #   TMPDIR=/some/file/system benches/peers.sh
 #
-# It installs what is missing, prints tables, and writes them to docs/benchmarks.md with a chart. A peer that can't
-# be installed is left out. ROUNDS (3), SIZE_MIB of the root file system (1024), COUNT of the small entries to
-# collect (10,000) and OSTREE_COUNT of those that are a process each to make (2,000) can be set, and PEERS to some
-# of the names ("template-store cp restic") and WORKS to "large" or "small".
+# It installs what is missing, prints tables, and writes them to docs/benchmarks.md, with a chart beside it. A peer
+# that can't be installed is left out. It takes a quarter of an hour and 5 GiB. These variables change it:
+#
+#   ROUNDS=3            how often everybody takes a turn
+#   SIZE_MIB=1024       the root file system
+#   COUNT=10000         small entries to collect, a multiple of 200
+#   OSTREE_COUNT=2000   the same for those that are a process each to make
+#   PEERS="cp restic"   only these beside ours, by their names in the table
+#   WORKS=large         or small: the collections
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -15,7 +15,6 @@ from rows import NOTHING_TO_LAST, Group
 class Small:
     name: str
     shown: str
-    program: str
     # Makes a store of so many entries, all of which are kept. Gets the place, the environment, the store, the number.
     make: Callable
     # Collects; finds in its environment the number of entries (COUNT), and half of those of one template (KEEP).
@@ -60,7 +59,6 @@ STORES = [
     Small(
         name="template-store",
         shown="gc",
-        program="template-store",
         make=fill.store,
         nothing='template-store gc --store "$STORE/store" --keep-last 1000000000',
         collect='template-store gc --store "$STORE/store" --keep-last "$KEEP"',
@@ -69,7 +67,6 @@ STORES = [
     Small(
         name="rm",
         shown="rm -rf of directories",
-        program="rm",
         make=fill.directories,
         nothing=None,
         collect='find "$STORE" -name "entry-*[02468]" -prune -exec rm -rf {} +',
@@ -78,7 +75,6 @@ STORES = [
     Small(
         name="cacache",
         shown="list, or remove each",
-        program="cacache-peer",
         make=shell('cacache-peer fill "$STORE" "$COUNT"'),
         nothing='cacache-peer list "$STORE"',
         collect='cacache-peer remove "$STORE" "$COUNT"',
@@ -87,7 +83,6 @@ STORES = [
     Small(
         name="Nix",
         shown="nix-store --gc, a root for each",
-        program="nix-store",
         make=fill.nix_roots,
         let_go='find "$STORE/var/gcroots" -name "entry-*[02468]" -delete',
         collect="nix-store --gc",
@@ -97,7 +92,6 @@ STORES = [
     Small(
         name="Nix",
         shown="nix-store --gc, one root for all",
-        program="nix-store",
         make=fill.nix_one_root,
         let_go='rm "$STORE/var/gcroots/all"',
         collect="nix-store --gc",
@@ -107,7 +101,6 @@ STORES = [
     Small(
         name="git",
         shown="gc --prune=now",
-        program="git",
         make=fill.git,
         let_go='git --git-dir="$STORE" for-each-ref --format="delete %(refname)" "refs/heads/entry-*[02468]"'
         ' | git --git-dir="$STORE" update-ref --stdin',
@@ -117,7 +110,6 @@ STORES = [
     Small(
         name="OSTree",
         shown="prune --refs-only",
-        program="ostree",
         make=fill.ostree,
         let_go='find "$STORE/refs/heads" -name "entry-*[02468]" -delete',
         collect='ostree --repo="$STORE" prune --refs-only',
@@ -127,7 +119,6 @@ STORES = [
     Small(
         name="casync",
         shown="gc",
-        program="casync",
         make=fill.casync,
         let_go='find "$STORE" -name "entry-*[02468].caidx" -delete',
         collect='casync gc --store="$STORE/a.castr" "$STORE"/*.caidx',
