@@ -16,11 +16,14 @@ benches=("$@")
 # --- what it ran on ----------------------------------------------------------
 
 machine() {
-  local cpu memory
+  local cpu memory place system
   cpu=$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -n 1)
   memory=$(awk '/^MemTotal:/ { print int($2 / 1048576 + 0.5) }' /proc/meminfo)
-  printf '%s × %s, %s GiB of memory, Linux %s, %s, load %s.\n' "$(nproc)" "$cpu" "$memory" "$(uname -r)" \
-    "$(stat -f -c %T "${TMPDIR:-/tmp}" | sed 's|ext2/ext3|ext4|')" "$(cut -d ' ' -f 1 /proc/loadavg)"
+  place=${TMPDIR:-/tmp}
+  system=$(df --output=fstype "$place" | tail -n 1)
+  if df --output=source "$place" | grep -q /dev/loop; then system+=' on a loop device'; fi
+  printf '%s × %s, %s GiB of memory, Linux %s, %s, load %s.\n' \
+    "$(nproc)" "$cpu" "$memory" "$(uname -r)" "$system" "$(cut -d ' ' -f 1 /proc/loadavg)"
 }
 
 # The table of a benchmark: from the first line that is none of criterion's. The
