@@ -4,7 +4,7 @@
 #   TMPDIR=/some/file/system benches/peers.sh
 #
 # It installs what is missing, prints tables, and writes them to docs/benchmarks.md, with a chart beside it. A peer
-# that can't be installed is left out. It takes a quarter of an hour and 5 GiB. These variables change it:
+# that can't be installed is left out. It takes about twenty minutes and 5 GiB. These variables change it:
 #
 #   ROUNDS=3            how often everybody takes a turn
 #   SIZE_MIB=1024       the root file system

@@ -15,7 +15,7 @@ INTRODUCTION = """\
 What else could keep such files, on the same inputs in one run: a root file system of {size} MiB of which 28 % are
 holes, a kernel of a sixteenth of that, and a configuration. Half of each page is noise, half is text; the seed is
 fixed. Rounds: {rounds}; in each, everybody takes a turn, and somebody else begins. Each command starts with
-everything synced and with warm caches.
+everything synced and the inputs in the page cache; what of its store is there is what it left there.
 
 - **lasts** says whether the result survives a power cut when the command has returned: whether files, and the
   directories that have their names, were synced. What was not is measured twice: as it is, which promises less than
