@@ -67,7 +67,8 @@ impl Core {
     /// Refuses to work through a link: what is behind one is not the store's.
     fn check_private(&self) -> Result<()> {
         let private = self.layout.private();
-        let directories = ["objects", "keys", "drafts", "trash", "pins", "leases", "locks", "damaged", "samples", INSTANCES];
+        let directories =
+            ["objects", "keys", "drafts", "trash", "pins", "leases", "locks", "damaged", "samples", INSTANCES];
         for entry in read::list(&private)?.into_iter().filter(|entry| !entry.is_dir) {
             if directories.contains(&entry.name.as_str()) {
                 return Err(Error::Misplaced { path: private.join(entry.name) });

@@ -1,13 +1,12 @@
 //! Second files with the same bytes, and whom files belong to.
 
 use std::fs::File;
-use std::io;
 
 use camino::Utf8Path;
-use rustix::fs::SeekFrom;
 
-use super::copy::{Advance, CHUNK, Extent, cannot_clone, for_each_extent, read_full};
-use super::holes::for_each_part;
+use super::copy::{Advance, cannot_clone};
+use super::parts::{Source, see_parts};
+use super::target::Target;
 use super::{Disk, Op, Result};
 use crate::error::At;
 
@@ -63,42 +62,9 @@ impl Disk {
     fn copy_extents(&self, source: (&File, &Utf8Path), target: (&File, &Utf8Path), advance: Advance) -> Result<()> {
         let size = source.0.metadata().at("read", source.1)?.len();
         self.set_len(target.0, target.1, size)?;
-        let mut buffer = Vec::new();
-        for_each_extent(source, 0..size, |extent| match extent {
-            Extent::Hole { len } => {
-                advance(len);
-                Ok(())
-            }
-            Extent::Data { start, len } => {
-                buffer.resize(CHUNK.min(len as usize).max(buffer.len()), 0);
-                for at in (start..start + len).step_by(CHUNK) {
-                    let want = CHUNK.min((start + len - at) as usize);
-                    self.copy_part(source, target, at, &mut buffer[..want])?;
-                    advance(want as u64);
-                }
-                Ok(())
-            }
-        })
-    }
-
-    fn copy_part(
-        &self,
-        source: (&File, &Utf8Path),
-        target: (&File, &Utf8Path),
-        at: u64,
-        buffer: &mut [u8],
-    ) -> Result<()> {
-        if read_full(source, buffer, at)? < buffer.len() {
-            let shorter = io::Error::new(io::ErrorKind::UnexpectedEof, "it became shorter while it was read");
-            return Err(shorter).at("read", source.1);
-        }
-        for_each_part(buffer, at, |is_zero, part| {
-            if is_zero {
-                return Ok(()); // a hole already: the file has its length
-            }
-            rustix::fs::seek(target.0, SeekFrom::Start(at + part.start as u64)).at("seek in", target.1)?;
-            self.write(target.0, target.1, &buffer[part])
-        })
+        let target = Target::new(target.0, target.1, size);
+        let source = Source { file: source.0, path: source.1, advance };
+        see_parts(source, size, |bytes, at| target.write(self, bytes, at))
     }
 
     /// Gives a file or directory to somebody; a link is not followed.

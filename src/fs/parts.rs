@@ -81,7 +81,31 @@ pub(super) fn read_in_parts<T: Default + Send>(
     take: impl FnMut(T) + Send,
 ) -> Result<(Digest, u64)> {
     let size = source.file.metadata().at("read", source.path)?.len();
-    let work = Work { source, seen, size, look, next: AtomicU64::new(0), joined: Mutex::new(Joined::new(take)) };
+    Ok((share_out(source, seen, Hashed::Yes, size, look, take)?.finish(), size))
+}
+
+/// Lets `look` see the first `size` bytes of a file by whole parts, as far as they are no hole, from several threads.
+pub(super) fn see_parts(source: Source, size: u64, look: impl Fn(&[u8], u64) -> Result<()> + Sync) -> Result<()> {
+    let look = |(): &mut (), bytes: &[u8], at: u64| look(bytes, at);
+    share_out(source, Seen::Parts, Hashed::No, size, look, |()| ()).map(drop)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hashed {
+    Yes,
+    No,
+}
+
+fn share_out<T: Default + Send>(
+    source: Source,
+    seen: Seen,
+    hashed: Hashed,
+    size: u64,
+    look: impl Fn(&mut T, &[u8], u64) -> Result<()> + Sync,
+    take: impl FnMut(T) + Send,
+) -> Result<Tree> {
+    let joined = Mutex::new(Joined::new(take));
+    let work = Work { source, seen, hashed, size, look, next: AtomicU64::new(0), joined };
     let helpers = Helpers::up_to(work.parts().min(seen.threads().min(MOST_THREADS) as u64) as usize - 1);
     thread::scope(|scope| {
         for _ in 0..helpers.0 {
@@ -93,7 +117,7 @@ pub(super) fn read_in_parts<T: Default + Send>(
     let joined = work.joined.into_inner().unwrap_or_else(PoisonError::into_inner);
     match joined.failed {
         Some(error) => Err(error),
-        None => Ok((joined.tree.finish(), size)),
+        None => Ok(joined.tree),
     }
 }
 
@@ -101,6 +125,7 @@ pub(super) fn read_in_parts<T: Default + Send>(
 struct Work<'a, T, L, F> {
     source: Source<'a>,
     seen: Seen,
+    hashed: Hashed,
     size: u64,
     look: L,
     next: AtomicU64,
@@ -159,11 +184,10 @@ impl<T: Default, L: Fn(&mut T, &[u8], u64) -> Result<()>, F: FnMut(T)> Work<'_, 
     fn part(&self, number: u64, buffer: &mut [u8]) -> Result<(Node, T)> {
         let start = number * PART as u64;
         let range = start..self.size.min(start + PART as u64);
-        let (mut hasher, mut made) = (Hasher::new(), T::default());
-        hasher.set_input_offset(start);
+        let (mut hasher, mut made) = (PartHasher::new(self.hashed, start), T::default());
         for_each_extent((self.source.file, self.source.path), range, |extent| match extent {
             Extent::Hole { len } => {
-                hash_zeros(&mut hasher, len);
+                hasher.zeros(len);
                 Ok(())
             }
             Extent::Data { start: mut at, len } => {
@@ -180,13 +204,11 @@ impl<T: Default, L: Fn(&mut T, &[u8], u64) -> Result<()>, F: FnMut(T)> Work<'_, 
                 Ok(())
             }
         })?;
-        (self.source.advance)(hasher.count());
-        let node =
-            if self.parts() == 1 { Node::Root(hasher.finalize()) } else { Node::Inner(hasher.finalize_non_root()) };
-        Ok((node, made))
+        (self.source.advance)(self.size.min(start + PART as u64) - start);
+        Ok((hasher.finish(self.parts() == 1), made))
     }
 
-    fn read(&self, hasher: &mut Hasher, bytes: &mut [u8], start: u64) -> Result<()> {
+    fn read(&self, hasher: &mut PartHasher, bytes: &mut [u8], start: u64) -> Result<()> {
         let mut at = start;
         for piece in bytes.chunks_mut(PIECE) {
             if read_full((self.source.file, self.source.path), piece, at)? < piece.len() {
@@ -200,17 +222,41 @@ impl<T: Default, L: Fn(&mut T, &[u8], u64) -> Result<()>, F: FnMut(T)> Work<'_, 
     }
 }
 
-fn hash_zeros(hasher: &mut Hasher, mut len: u64) {
-    static ZEROS: [u8; PIECE] = [0; PIECE];
-    while len > 0 {
-        let part = len.min(PIECE as u64);
-        hasher.update(&ZEROS[..part as usize]);
-        len -= part;
+/// Hashes one part, if it is to be hashed.
+struct PartHasher(Option<Hasher>);
+
+impl PartHasher {
+    fn new(hashed: Hashed, start: u64) -> PartHasher {
+        let mut hasher = Hasher::new();
+        hasher.set_input_offset(start);
+        PartHasher((hashed == Hashed::Yes).then_some(hasher))
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.0.as_mut().map(|hasher| hasher.update(bytes));
+    }
+
+    fn zeros(&mut self, mut len: u64) {
+        static ZEROS: [u8; PIECE] = [0; PIECE];
+        while len > 0 && self.0.is_some() {
+            let piece = len.min(PIECE as u64);
+            self.update(&ZEROS[..piece as usize]);
+            len -= piece;
+        }
+    }
+
+    fn finish(self, is_whole_file: bool) -> Node {
+        match self.0 {
+            None => Node::Unknown,
+            Some(hasher) if is_whole_file => Node::Root(hasher.finalize()),
+            Some(hasher) => Node::Inner(hasher.finalize_non_root()),
+        }
     }
 }
 
 /// What the bytes of a part hash to.
 enum Node {
+    Unknown,
     /// They are the whole file.
     Root(blake3::Hash),
     Inner(ChainingValue),
@@ -242,7 +288,7 @@ impl Tree {
         let mut value = match self.latest {
             Some(Node::Root(hash)) => return Digest::from(*hash.as_bytes()),
             Some(Node::Inner(value)) => value,
-            None => unreachable!("every file has a part"),
+            Some(Node::Unknown) | None => unreachable!("every file has a part, and all were hashed"),
         };
         while self.left.len() > 1 {
             let left = self.left.pop().expect("there are two");
