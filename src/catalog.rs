@@ -3,7 +3,7 @@
 //! After a reboot, reading a hundred thousand small records takes many seconds, and one file a moment. The catalog
 //! follows from the records, and is never the truth: a line counts only while the revision's directory is in the state
 //! in which it was when its record was read, and a collection reads the record of what it removes once more. Only a
-//! collection writes it, and only that of a store with many revisions.
+//! collection that finds nothing to remove writes it, and only in a store with many revisions.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -92,11 +92,11 @@ pub(crate) fn overviews(core: &Core) -> Result<HashMap<(TemplateId, RevisionId),
 
 /// Writes the catalog of what a collection has read since `begun`, if that pays. A hint: an error of the disk is not worth
 /// failing for.
-pub(crate) fn write_if_it_pays(core: &Core, inventory: &Inventory, removed: usize, begun: SystemTime) {
+pub(crate) fn write_if_it_pays(core: &Core, inventory: &Inventory, begun: SystemTime) {
     let revisions = || inventory.templates.iter().flat_map(|template| &template.revisions).filter(|one| is_known(one));
     let read = revisions().filter(|one| one.line.as_ref().is_some_and(|line| !line.from_catalog)).count();
     let all = revisions().count();
-    if all < MIN_REVISIONS || (read + removed) * STALE_PART < all {
+    if all < MIN_REVISIONS || read * STALE_PART < all {
         return;
     }
     if let Err(error) = write(core, inventory, begun) {

@@ -139,7 +139,10 @@ impl Store {
         let begun = SystemTime::now();
         let (inventory, plan) = planned(&self.core, policy)?;
         let report = apply::apply(&self.core, &plan, &inventory, progress)?;
-        catalog::write_if_it_pays(&self.core, &inventory, report.removed.len(), begun);
+        // What was freed is what `df` shows: a collection that frees something takes nothing for itself.
+        if report.freed == 0 && report.removed.is_empty() {
+            catalog::write_if_it_pays(&self.core, &inventory, begun);
+        }
         Ok((plan, report))
     }
 

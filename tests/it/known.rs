@@ -90,6 +90,18 @@ fn an_object_that_was_touched_is_not_linked_to() {
 }
 
 #[test]
+fn the_same_revision_again_heals_what_rotted_unseen() {
+    let place = Place::new();
+    let (store, dir) = (place.store(), image(&place));
+    let first = publish(&store, "web", &dir).revision;
+    flip(&object_of(store.layout(), &first.rootfs()), 70_000, true);
+    let second = publish(&store, "web", &dir).revision;
+    assert_eq!(second.id(), first.id());
+    assert_right(&second);
+    assert_right(&first);
+}
+
+#[test]
 fn where_damage_is_known_nothing_is_linked_to_unread() {
     let place = Place::new();
     let (store, dir) = (place.store(), image(&place));
