@@ -48,9 +48,7 @@ replace() {
 
 for bench in "${benches[@]}"; do
   grep -q "<!-- $bench:begin -->" "$page" || { echo "there is no benchmark $bench on $page" >&2; exit 2; }
-  {
-    printf '\n%s\n\n```text\n' "$(machine)"
-    cargo bench --bench "$bench" 2>/dev/null | tee /dev/stderr | table
-    printf '```\n\n'
-  } | replace "$bench"
+  # A benchmark that fails leaves the page as it is.
+  rows=$(cargo bench --bench "$bench" 2>/dev/null | tee /dev/stderr | table)
+  printf '\n%s\n\n```text\n%s\n```\n\n' "$(machine)" "$rows" | replace "$bench"
 done
