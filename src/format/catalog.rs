@@ -13,6 +13,9 @@ use crate::id::{CacheKey, Digest, RevisionId, TemplateId};
 const WHAT: &str = "catalog";
 const VERSION: u32 = 1;
 
+/// The line of a revision is longer, whatever it says. Lines of nothing would take more memory than the file has bytes.
+const SHORTEST_LINE: usize = 100;
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Header {
     catalog: u32,
@@ -88,14 +91,33 @@ pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Vec<(TemplateId, Vec<CatalogLin
     let mut groups = Vec::new();
     while let Some(line) = lines.next().filter(|line| !line.is_empty()) {
         let group: Group = parse(line)?;
-        groups.push((group.template, lines.by_ref().take(group.revisions).collect::<Vec<_>>()));
+        let lines = lines.by_ref().take(group.revisions).map(long_enough).collect::<Result<Vec<_>, _>>()?;
+        if lines.len() < group.revisions {
+            return Err(FormatError::invalid(WHAT, "lines are missing"));
+        }
+        groups.push((group.template, lines));
     }
     let parse_group = |(template, lines): (TemplateId, Vec<&[u8]>)| {
-        let mut lines = lines.into_par_iter().map(parse).collect::<Result<Vec<CatalogLine>, _>>()?;
+        let mut lines = lines.into_par_iter().map(revision).collect::<Result<Vec<CatalogLine>, _>>()?;
         lines.sort_by(|a, b| a.revision.cmp(&b.revision));
         Ok((template, lines))
     };
     groups.into_par_iter().map(parse_group).collect()
+}
+
+fn long_enough(line: &[u8]) -> Result<&[u8], FormatError> {
+    match line.len() {
+        0..SHORTEST_LINE => Err(FormatError::invalid(WHAT, "a line is too short for a revision")),
+        _ => Ok(line),
+    }
+}
+
+fn revision(line: &[u8]) -> Result<CatalogLine, FormatError> {
+    let line: CatalogLine = parse(line)?;
+    match line.published_at.or(line.adopted_at) {
+        None => Err(FormatError::invalid(WHAT, "it has a revision that is not the store's")),
+        Some(_) => Ok(line),
+    }
 }
 
 /// All lines but the last one, which says what their bytes are.
@@ -115,4 +137,38 @@ fn parse<'a, T: Deserialize<'a>>(line: &'a [u8]) -> Result<T, FormatError> {
 
 fn digest(bytes: &[u8]) -> Digest {
     Digest::from(*blake3::Hasher::new().update_rayon(bytes).finalize().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &str = r#"{"revision":"r","inode":7,"changed":[1,2],"published_at":"2026-01-01T00:00:00Z","adopted_at":null,"build_seconds":null,"keys":[],"built_at":"","bytes":1}"#;
+
+    /// A catalog with these lines of so many revisions, and the last one that fits them.
+    fn catalog(revisions: usize, lines: &str) -> Vec<u8> {
+        let text = format!("{{\"catalog\":1}}\n{{\"template\":\"web\",\"revisions\":{revisions}}}\n{lines}\n");
+        format!("{text}{{\"blake3\":\"{}\"}}\n", Digest::of(text.as_bytes())).into_bytes()
+    }
+
+    #[test]
+    fn it_has_the_line_of_a_revision_and_nothing_else() {
+        assert_eq!(from_bytes(&catalog(2, &format!("{LINE}\n{LINE}"))).unwrap()[0].1.len(), 2);
+        for revisions in [0, 1, 3, usize::MAX] {
+            assert!(from_bytes(&catalog(revisions, &format!("{LINE}\n{LINE}"))).is_err(), "{revisions}");
+        }
+        let of_nobody = LINE.replace("\"2026-01-01T00:00:00Z\"", "null");
+        let longer = format!("{}{of_nobody}", " ".repeat(100));
+        for line in ["", "{}", &LINE[1..], &of_nobody, &longer, &"\n".repeat(1000)] {
+            assert!(from_bytes(&catalog(2, &format!("{LINE}\n{line}"))).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_shortest_line_that_is_written_is_long_enough() {
+        let line: CatalogLine = parse(LINE.as_bytes()).unwrap();
+        let mut writer = CatalogWriter::new();
+        writer.add(&"web".parse().unwrap(), &[CatalogLine { inode: 0, changed: (0, 0), bytes: 0, ..line }]);
+        assert_eq!(from_bytes(&writer.finish()).unwrap()[0].1.len(), 1);
+    }
 }

@@ -20,8 +20,8 @@ use crate::error::{At, PathError};
 /// Documents larger than this were not written by a template store.
 const LARGEST_DOCUMENT: u64 = 64 * 1024 * 1024;
 
-/// A catalog has some 300 bytes for each revision.
-pub(crate) const LARGEST_CATALOG: u64 = 512 * 1024 * 1024;
+/// A catalog has some 300 bytes for each revision, and takes up to four times its size of memory while it is read.
+pub(crate) const LARGEST_CATALOG: u64 = 256 * 1024 * 1024;
 
 /// What tells two inodes apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -186,10 +186,15 @@ pub(crate) struct DirState {
 }
 
 impl DirState {
-    /// Whether the last change was before this moment.
+    /// Whether the last change was before this moment. Where times are whole seconds, as in an old ext4 with small inodes,
+    /// it may have been at any time of its second.
     pub fn is_before(self, moment: SystemTime) -> bool {
-        let since = Duration::new(self.changed.0.max(0) as u64, self.changed.1 as u32);
-        SystemTime::UNIX_EPOCH + since < moment
+        let seconds = u64::try_from(self.changed.0).unwrap_or_default();
+        let latest = match self.changed.1 {
+            0 => Duration::from_secs(seconds.saturating_add(1)),
+            nanoseconds => Duration::new(seconds, nanoseconds as u32),
+        };
+        SystemTime::UNIX_EPOCH.checked_add(latest).is_some_and(|latest| latest < moment)
     }
 }
 
