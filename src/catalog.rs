@@ -2,8 +2,12 @@
 //!
 //! After a reboot, reading a hundred thousand small records takes many seconds, and one file a moment. The catalog
 //! follows from the records, and is never the truth: a line counts only while the revision's directory is in the state
-//! in which it was when its record was read, and a collection reads the record of what it removes once more. Only a
+//! in which it was when its record was read, and a collection reads the records that decide once more. Only a
 //! collection that finds nothing to remove writes it, and only in a store with many revisions.
+//!
+//! Whoever changes a record gives its name to a new file, and whoever removes a revision moves its directory. Both
+//! change the directory in the same transaction of the file system: no writer has to know of catalogs, and after a
+//! power cut directory and record are of one time. The catalog itself need not last.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -13,8 +17,8 @@ use rayon::prelude::*;
 
 use crate::core::Core;
 use crate::damage;
-use crate::error::Result;
-use crate::format::{CatalogLine, CatalogWriter, catalog_from_bytes};
+use crate::error::{Error, Result};
+use crate::format::{CatalogLine, CatalogWriter, FormatError, catalog_from_bytes};
 use crate::fs::atomic::Lasting;
 use crate::fs::read::{self, DirState, Directory};
 use crate::gc::{Inventory, RevisionState, Standing};
@@ -50,13 +54,8 @@ pub(crate) struct Catalog {
 
 impl Catalog {
     pub fn read(core: &Core) -> Catalog {
-        let read = match read::bytes_up_to(&core.layout.catalog(), read::LARGEST_CATALOG) {
-            Ok(bytes) => catalog_from_bytes(&bytes).map_err(|error| error.to_string()),
-            Err(error) if error.is_not_found() => return Catalog::default(),
-            Err(error) => Err(error.to_string()),
-        };
-        let templates = read.unwrap_or_else(|problem| {
-            tracing::debug!(problem, "the catalog is not used");
+        let templates = templates(core).unwrap_or_else(|problem| {
+            tracing::debug!(%problem, "the catalog is not used");
             Vec::new()
         });
         Catalog { templates: templates.into_iter().collect() }
@@ -70,6 +69,27 @@ impl Catalog {
     }
 }
 
+/// What the file says; nothing if there is none.
+fn templates(core: &Core) -> Result<Vec<(TemplateId, Vec<CatalogLine>)>> {
+    let path = core.layout.catalog();
+    match read::bytes_up_to(&path, read::LARGEST_CATALOG) {
+        Ok(bytes) => catalog_from_bytes(&bytes).map_err(|source| Error::Format { path, source }),
+        Err(error) if error.is_not_found() => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Why the catalog is not used, if it is there and damaged. One of a newer program is for that program to read.
+pub(crate) fn problem(core: &Core) -> Option<String> {
+    match templates(core) {
+        Ok(_) | Err(Error::Format { source: FormatError::Newer { .. }, .. }) => None,
+        Err(Error::Format { source, .. }) => Some(source.to_string()),
+        Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::PermissionDenied => None,
+        Err(Error::Io(error)) => Some(error.source.to_string()),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
 fn counts(artifacts: &Directory, line: &CatalogLine) -> bool {
     let now = artifacts.state_of(line.revision.as_str()).ok().flatten();
     now == Some(DirState { inode: line.inode, changed: line.changed })
@@ -77,9 +97,13 @@ fn counts(artifacts: &Directory, line: &CatalogLine) -> bool {
 
 /// What the catalog says of every revision of which it knows something; a revision with a mark is left out.
 pub(crate) fn overviews(core: &Core) -> Result<HashMap<(TemplateId, RevisionId), Overview>> {
-    let marked: HashSet<(TemplateId, RevisionId)> = damage::marked(core)?.into_iter().collect();
+    let catalog = Catalog::read(core);
     let mut overviews = HashMap::new();
-    for (template, lines) in Catalog::read(core).templates {
+    if catalog.templates.is_empty() {
+        return Ok(overviews);
+    }
+    let marked: HashSet<(TemplateId, RevisionId)> = damage::marked(core)?.into_iter().collect();
+    for (template, lines) in catalog.templates {
         let Some(artifacts) = Directory::open(&core.layout.artifacts(&template))? else { continue };
         let known = lines.into_par_iter().filter(|line| counts(&artifacts, line)).map(|line| {
             let overview = Overview { built_at: line.built_at, published_at: line.published_at, bytes: line.bytes };
@@ -104,6 +128,13 @@ pub(crate) fn write_if_it_pays(core: &Core, inventory: &Inventory, begun: System
     }
 }
 
+/// Removes a catalog that has led a plan astray, whoever wrote it: the next look at all revisions reads each.
+pub(crate) fn forget(core: &Core) {
+    if let Err(error) = core.disk.unlink_if_there(&core.layout.catalog()) {
+        tracing::warn!(%error, "a catalog that is wrong could not be removed");
+    }
+}
+
 fn is_known(state: &RevisionState) -> bool {
     matches!(state.standing, Standing::Published | Standing::Adopted)
 }
@@ -115,7 +146,12 @@ fn write(core: &Core, inventory: &Inventory, begun: SystemTime) -> Result<()> {
         let lines = template.revisions.par_iter().filter_map(|state| line(&artifacts, state, begun));
         catalog.add(&template.id, &lines.collect::<Vec<_>>());
     }
-    Ok(core.disk.write_file(&core.layout.drafts(), &core.layout.catalog(), &catalog.finish(), Lasting::Hint)?)
+    let bytes = catalog.finish();
+    if bytes.len() as u64 > read::LARGEST_CATALOG {
+        tracing::debug!("there are too many revisions for a catalog");
+        return Ok(());
+    }
+    Ok(core.disk.write_file(&core.layout.drafts(), &core.layout.catalog(), &bytes, Lasting::Hint)?)
 }
 
 /// The line of a revision that nobody has changed since it was read.
@@ -134,4 +170,22 @@ fn line(artifacts: &Directory, state: &RevisionState, begun: SystemTime) -> Opti
         built_at: read.built_at.clone(),
         bytes: read.bytes,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changed_in_a_tick_before_is_not_trusted() {
+        let moment = SystemTime::UNIX_EPOCH + Duration::new(1000, 500_000_000);
+        let is_before = |changed| DirState { inode: 1, changed }.is_before(moment);
+        for changed in [(999, 999_999_999), (1000, 499_999_999), (999, 0), (-1, 5)] {
+            assert!(is_before(changed), "{changed:?}");
+        }
+        // In whole seconds, the last one may have begun before and ended after.
+        for changed in [(1000, 500_000_000), (1000, 0), (1001, 7), (i64::MAX, 0), (i64::MAX, 999_999_999)] {
+            assert!(!is_before(changed), "{changed:?}");
+        }
+    }
 }

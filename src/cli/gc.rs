@@ -225,6 +225,9 @@ fn skip_reason(skipped: &Skipped) -> String {
         SkipReason::Pinned { name, .. } => format!("it was pinned as {name}"),
         SkipReason::Gone => "it is gone already".into(),
         SkipReason::Replaced => "another revision has its name".into(),
+        SkipReason::Misjudged => {
+            "what is kept in its stead is not as new as the catalog said; collect once more".into()
+        }
         SkipReason::Busy => "somebody holds the template's lock".into(),
         SkipReason::Failed { error } => error.clone(),
         _ => "a reason that this program does not know".into(),

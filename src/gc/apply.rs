@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use rayon::prelude::*;
 
-use super::inventory::Inventory;
+use super::inventory::{Inventory, Standing};
+use super::newest::Newest;
 use super::plan::{GcPlan, Planned};
+use super::policy::Adopted;
 use super::report::{Collected, GcReport, SkipReason, Skipped};
-use super::scan::rollback_targets;
+use super::scan::{rollback_targets, standing};
 use super::sweep;
 use crate::activation::{self, Current};
 use crate::core::Core;
@@ -40,11 +42,14 @@ pub(super) fn apply(
     for planned in plan.going() {
         victims.entry(&planned.template).or_default().push(planned);
     }
-    let heirs = heirs(core, inventory, plan);
+    let (heirs, newest) = (heirs(core, inventory, plan), Newest::of(core, plan, inventory));
     let count = victims.values().map(|of_one| of_one.len() as u64).sum();
     let done: Vec<Done> = in_parallel(Stage::Collecting, count, progress, |advance| {
         let collected = victims.into_par_iter().map(|(template, victims)| {
-            let done = collect(core, plan, template, &victims, &heirs);
+            let done = match newest.are_misjudged(template, &victims) {
+                true => Done::misjudged(&victims),
+                false => collect(core, plan, template, &victims, &heirs),
+            };
             advance(victims.len() as u64);
             done
         });
@@ -90,6 +95,13 @@ struct Done {
 }
 
 impl Done {
+    /// None of them goes: it is not known which are the newest.
+    fn misjudged(victims: &[&Planned]) -> Done {
+        let mut done = Done::default();
+        victims.iter().for_each(|planned| done.skip(planned, SkipReason::Misjudged));
+        done
+    }
+
     fn skip(&mut self, planned: &Planned, why: SkipReason) {
         let Planned { template, revision, .. } = planned;
         self.skipped.push(Skipped { template: template.clone(), revision: revision.clone(), why });
@@ -178,7 +190,7 @@ fn bury_some<'p>(
     let mut taken = Vec::new();
     let mut pauses = BackOff::new(Some(FORK_TIME));
     for &planned in victims {
-        match take(core, planned, &mut pauses)? {
+        match take(core, planned, roots.adopted, &mut pauses)? {
             Ok((lease, release)) => taken.push((planned, lease, release)),
             Err(why) => done.skip(planned, why),
         }
@@ -204,6 +216,7 @@ fn bury_some<'p>(
 fn take(
     core: &Core,
     planned: &Planned,
+    adopted: Adopted,
     pauses: &mut BackOff,
 ) -> Result<std::result::Result<(Flock, Release), SkipReason>> {
     let dir = core.layout.revision(&planned.template, &planned.revision);
@@ -218,9 +231,15 @@ fn take(
     };
     let bytes = read::bytes_if_there(&dir.join(REVISION_JSON))?.unwrap_or_default();
     let Ok(record) = RevisionSummary::<Vec<ObjectOf>>::from_json(&bytes) else { return Ok(Err(SkipReason::Replaced)) };
+    // The plan may follow a catalog, or come from anywhere: what decided is read from the record itself.
+    let may_go = match standing(&record) {
+        Standing::Published => true,
+        Standing::Adopted => adopted == Adopted::Collect,
+        Standing::NotOurs | Standing::Unreadable => false,
+    };
     let same =
         record.published_at.or(record.adopted_at) == planned.published_at && lease.id()?.inode() == planned.inode;
-    Ok(if same { Ok((lease, Release::from(&record))) } else { Err(SkipReason::Replaced) })
+    Ok(if same && may_go { Ok((lease, Release::from(&record))) } else { Err(SkipReason::Replaced) })
 }
 
 /// What keeps revisions of a template while its lock is held.
@@ -229,6 +248,8 @@ struct Roots {
     /// `current` names nothing that exists.
     dangles: bool,
     targets: Vec<RevisionId>,
+    /// What the plan's policy says of those that were adopted.
+    adopted: Adopted,
 }
 
 impl Roots {
@@ -244,7 +265,7 @@ impl Roots {
             Current::Revision(revision) => !read::exists(&core.layout.revision(&lock.id, revision))?,
             Current::Strange(_) => true,
         };
-        Ok(Roots { current: current.revision().cloned(), dangles, targets })
+        Ok(Roots { current: current.revision().cloned(), dangles, targets, adopted: plan.policy.adopted })
     }
 
     fn keep(&self, revision: &RevisionId) -> Option<SkipReason> {

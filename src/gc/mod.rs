@@ -9,6 +9,7 @@ mod bytes;
 mod inventory;
 mod leftovers;
 mod measure;
+mod newest;
 mod plan;
 mod policy;
 mod report;
@@ -118,7 +119,11 @@ impl Store {
     /// ```
     pub fn apply_gc(&self, plan: &GcPlan, progress: &mut dyn Progress) -> Result<GcReport> {
         let inventory = if plan.going().next().is_some() { scan(&self.core)?.0 } else { Inventory::default() };
-        apply::apply(&self.core, plan, &inventory, progress)
+        let report = apply::apply(&self.core, plan, &inventory, progress)?;
+        if report.is_astray() {
+            catalog::forget(&self.core);
+        }
+        Ok(report)
     }
 
     /// Plans a collection and applies the plan; gives both.
@@ -139,8 +144,10 @@ impl Store {
         let begun = SystemTime::now();
         let (inventory, plan) = planned(&self.core, policy)?;
         let report = apply::apply(&self.core, &plan, &inventory, progress)?;
-        // What was freed is what `df` shows: a collection that frees something takes nothing for itself.
-        if report.freed == 0 && report.removed.is_empty() {
+        if report.is_astray() {
+            catalog::forget(&self.core);
+        } else if report.freed == 0 && report.removed.is_empty() {
+            // What was freed is what `df` shows: a collection that frees something takes nothing for itself.
             catalog::write_if_it_pays(&self.core, &inventory, begun);
         }
         Ok((plan, report))

@@ -31,6 +31,13 @@ pub struct GcReport {
     pub unmet: Vec<Unmet>,
 }
 
+impl GcReport {
+    /// Whether records did not say what the plan followed: a revision was made anew, or the catalog is wrong.
+    pub(crate) fn is_astray(&self) -> bool {
+        self.skipped.iter().any(|skipped| matches!(skipped.why, SkipReason::Replaced | SkipReason::Misjudged))
+    }
+}
+
 /// A revision that is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {
@@ -81,6 +88,8 @@ pub enum SkipReason {
     Gone,
     /// Another revision has its name.
     Replaced,
+    /// What is kept in its stead was not published when the plan says so: a catalog was wrong, and is removed.
+    Misjudged,
     /// Somebody held the template's lock all the time.
     Busy,
     /// The system refused.

@@ -6,6 +6,7 @@ use std::thread;
 use camino::Utf8Path;
 use jiff::Timestamp;
 use rayon::prelude::*;
+use serde::Deserialize;
 
 use super::inventory::{CurrentState, DiskSpace, Inventory, Line, RevisionState, Standing, TemplateState};
 use super::leftovers;
@@ -160,12 +161,17 @@ fn state(id: RevisionId, inode: u64, record: Option<Vec<u8>>, last_used: Option<
     state.build_seconds = summary.build_seconds;
     state.keys = summary.keys();
     state.line = Some(Line { built_at: summary.built_at.to_string(), bytes: summary.bytes(), from_catalog: false });
-    state.standing = match () {
-        () if !summary.has_contents() || state.published_at.is_none() => Standing::NotOurs,
-        () if summary.published_at.is_none() => Standing::Adopted,
-        () => Standing::Published,
-    };
+    state.standing = standing(&summary);
     state
+}
+
+/// Where a revision comes from, by its record.
+pub(super) fn standing<'a, C: Deserialize<'a>>(summary: &RevisionSummary<'a, C>) -> Standing {
+    match (summary.has_contents(), summary.published_at, summary.adopted_at) {
+        (false, ..) | (true, None, None) => Standing::NotOurs,
+        (true, None, Some(_)) => Standing::Adopted,
+        (true, Some(_), _) => Standing::Published,
+    }
 }
 
 /// Asks about those revisions on which the system shows a lock, or for which there are notes.

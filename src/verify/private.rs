@@ -7,6 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::finding::{Finding, FindingKind, Severity, Subject};
 use super::revisions::unread;
 use super::scan::{Doubt, Scan, Scope, Seen};
+use crate::catalog;
 use crate::damage;
 use crate::error::Error;
 use crate::format::Pin;
@@ -89,6 +90,14 @@ impl Scan<'_> {
                 self.suspect(finding, Doubt::NotHeld(FileId::of(&found)));
             }
         }
+    }
+
+    /// The catalog only saves time: one that is damaged is not used, and a repair puts it out of the way.
+    pub fn catalog(&self) {
+        let Some(problem) = catalog::problem(self.core) else { return };
+        let detail = format!("{problem}; it is not used, and the next collection of many revisions writes it again");
+        let finding = Finding::new(FindingKind::Invalid, Severity::Note, self.core.layout.catalog(), detail);
+        self.report(finding.about(Subject::Stranger));
     }
 
     pub fn pins(&self) {

@@ -132,6 +132,7 @@ pub(crate) fn scan(
     if adopted {
         scan.directories();
         scan.leftovers();
+        scan.catalog();
     }
     let templates = scan.templates()?;
     let (seen, files) = templates.par_iter().map(|id| scan.template(id)).reduce(Default::default, |mut a, b| {

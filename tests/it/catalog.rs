@@ -2,14 +2,19 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use camino::Utf8Path;
 use serde_json::Value;
-use template_store::gc::{GcPlan, Policy, SkipReason, Verdict};
-use template_store::{Activate, Durability, PublishOptions, Store, StoreOptions, TemplateId};
+use template_store::gc::{GcPlan, GcReport, Policy, SkipReason, Verdict};
+use template_store::observe::{Observer, Op, Verdict as OpVerdict};
+use template_store::{
+    Activate, Depth, Durability, FindingKind, PublishOptions, Severity, Store, StoreOptions, TemplateId, VerifyOptions,
+};
 
-use crate::support::{Place, draft, id, image, inputs};
+use crate::support::{Place, assert_clean, draft, id, image, inode, inputs};
 
 /// As many revisions as a store needs to have a catalog.
 const MANY: usize = 1000;
@@ -58,8 +63,12 @@ fn everything() -> Policy {
     Policy::default().keep_last(u32::MAX)
 }
 
+fn keep(last: u32) -> Policy {
+    Policy::default().keep_last(last).rollback(0_u32)
+}
+
 fn plan(store: &Store, keep_last: u32) -> GcPlan {
-    store.plan_gc(&Policy::default().keep_last(keep_last).rollback(0_u32)).unwrap()
+    store.plan_gc(&keep(keep_last)).unwrap()
 }
 
 /// What a plan says, but for when it was made.
@@ -97,7 +106,7 @@ fn it_says_what_the_records_say() {
     assert_eq!(verdicts(&plan(&store, 10)), planned);
     assert_eq!(place.done(&["list", "--json"]).out, listed);
 
-    let (_, report) = store.gc(&Policy::default().keep_last(10_u32).rollback(0_u32), &mut ()).unwrap();
+    let (_, report) = store.gc(&keep(10), &mut ()).unwrap();
     assert_eq!(report.removed.len(), MANY - 10);
     assert_eq!(store.overviews().unwrap().len(), 10, "nobody hears of what is gone");
 }
@@ -131,12 +140,7 @@ fn what_was_changed_since_is_read() {
     let place = Place::new();
     let store = store_of(&place, MANY);
     store.gc(&everything(), &mut ()).unwrap();
-    let dir = store.layout().revision(&web(), &id("r0500"));
-    // As the store itself changes a record: a new file takes the name.
-    let record =
-        fs::read_to_string(dir.join("revision.json")).unwrap().replace("2026-01-01T08:20:00Z", "2026-02-02T00:00:00Z");
-    fs::write(place.join("new"), record).unwrap();
-    fs::rename(place.join("new"), dir.join("revision.json")).unwrap();
+    date(&store.layout().revision_json(&web(), &id("r0500")), &place.join("new"));
     // Another one that gets the name of one that went, and perhaps its inode.
     let (model, went) = (store.layout().revision(&web(), &id("r0001")), store.layout().revision(&web(), &id("r0002")));
     let record: Value = serde_json::from_slice(&fs::read(model.join("revision.json")).unwrap()).unwrap();
@@ -144,13 +148,150 @@ fn what_was_changed_since_is_read() {
     make(&store, &model, &record, "r0002", "2026-02-03T00:00:00Z");
 
     assert_eq!(store.overviews().unwrap().len(), MANY - 2);
-    let kept: Vec<String> = plan(&store, 3)
-        .revisions
-        .into_iter()
-        .filter(|planned| planned.verdict == Verdict::Kept)
-        .map(|planned| planned.revision.to_string())
-        .collect();
+    let kept = kept(&plan(&store, 3));
     assert!(kept.contains(&"r0500".to_owned()) && kept.contains(&"r0002".to_owned()), "{kept:?}");
+}
+
+fn kept(plan: &GcPlan) -> Vec<String> {
+    let kept = plan.revisions.iter().filter(|planned| planned.verdict == Verdict::Kept);
+    kept.map(|planned| planned.revision.to_string()).collect()
+}
+
+/// Gives a record another time, as the store itself changes a record: a new file takes the name.
+fn date(path: &Utf8Path, staged: &Utf8Path) {
+    let mut record: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    record["published_at"] = "2026-02-02T00:00:00Z".into();
+    fs::write(staged, record.to_string()).unwrap();
+    fs::rename(staged, path).unwrap();
+}
+
+#[test]
+fn a_build_that_gives_the_same_revision_changes_its_line() {
+    let place = Place::new();
+    let store = store_of(&place, MANY);
+    store.gc(&everything(), &mut ()).unwrap();
+    let draft = draft(&store, "web", &inputs("b"));
+    image(draft.path(), "one");
+    let revision = draft.seal().unwrap().publish().unwrap();
+    assert_eq!(revision.record().also_made_from.len(), 1);
+    let (id, overviews) = (revision.id().clone(), store.overviews().unwrap());
+    assert_eq!(overviews.len(), MANY - 1);
+    assert!(!overviews.contains_key(&(web(), id)));
+}
+
+/// Does something at the first step of a kind.
+struct At<F> {
+    is_it: fn(&Op) -> bool,
+    act: F,
+    done: AtomicBool,
+}
+
+impl<F> std::fmt::Debug for At<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("At")
+    }
+}
+
+impl<F: Fn() -> OpVerdict + Send + Sync> Observer for At<F> {
+    fn before(&self, op: &Op) -> OpVerdict {
+        if (self.is_it)(op) && !self.done.swap(true, Ordering::Relaxed) { (self.act)() } else { OpVerdict::Proceed }
+    }
+}
+
+fn at<F: Fn() -> OpVerdict + Send + Sync + 'static>(place: &Place, is_it: fn(&Op) -> bool, act: F) -> Store {
+    let observer = Arc::new(At { is_it, act, done: AtomicBool::new(false) });
+    Store::open_with(place.root(), &StoreOptions::default().observer(observer)).unwrap()
+}
+
+fn is_staged(path: &Utf8Path) -> bool {
+    path.as_str().contains("/drafts/file-")
+}
+
+#[test]
+fn what_changes_while_one_is_written_is_not_in_it() {
+    let moments: [fn(&Op) -> bool; 3] = [
+        // All records are read.
+        |op| matches!(op, Op::Create { path } if path.ends_with(".store/reserve")),
+        // It is put together.
+        |op| matches!(op, Op::Create { path } if is_staged(path)),
+        |op| matches!(op, Op::Rename { to, .. } if to.ends_with(".store/catalog")),
+    ];
+    for (number, moment) in moments.into_iter().enumerate() {
+        let place = Place::new();
+        let plain = store_of(&place, MANY);
+        fs::remove_file(plain.layout().reserve()).unwrap();
+        let (record, staged) = (plain.layout().revision_json(&web(), &id("r0500")), place.join("new"));
+        let store = at(&place, moment, move || {
+            date(&record, &staged);
+            OpVerdict::Proceed
+        });
+        store.gc(&everything(), &mut ()).unwrap();
+        assert!(!place.join("new").exists() && store.layout().catalog().exists(), "{number}");
+        assert_eq!(store.overviews().unwrap().len(), MANY - 1, "{number}");
+        assert_eq!(kept(&plan(&store, 2))[1], "r0500", "{number}: it is the newest but for one");
+    }
+}
+
+#[test]
+fn a_collection_does_without_one_that_cannot_be_written() {
+    let steps: [fn(&Op) -> bool; 3] = [
+        |op| matches!(op, Op::Create { path } if is_staged(path)),
+        |op| matches!(op, Op::Write { path, .. } if is_staged(path)),
+        |op| matches!(op, Op::Rename { to, .. } if to.ends_with(".store/catalog")),
+    ];
+    let place = Place::new();
+    store_of(&place, MANY);
+    for step in steps {
+        let store = at(&place, step, || OpVerdict::Fail(std::io::ErrorKind::StorageFull.into()));
+        store.gc(&everything(), &mut ()).unwrap();
+        assert!(!store.layout().catalog().exists());
+        assert_clean(store.layout());
+    }
+}
+
+#[test]
+fn one_that_says_nearly_all_is_not_written_again() {
+    let place = Place::new();
+    let store = store_of(&place, MANY);
+    let written = || {
+        store.gc(&everything(), &mut ()).unwrap();
+        inode(store.layout().catalog())
+    };
+    let first = written();
+    let model = store.layout().revision(&web(), &id("r0001"));
+    let record: Value = serde_json::from_slice(&fs::read(model.join("revision.json")).unwrap()).unwrap();
+    // Of a thousand, sixteen are many.
+    for number in 0..16 {
+        assert_eq!(written(), first, "after {number} more");
+        make(&store, &model, &record, &format!("s{number:02}"), "2026-02-01T00:00:00Z");
+    }
+    std::thread::sleep(Duration::from_millis(150));
+    assert_ne!(written(), first);
+    assert_eq!(store.overviews().unwrap().len(), MANY + 16);
+}
+
+#[test]
+fn a_damaged_one_is_a_note_and_a_repair_puts_it_out_of_the_way() {
+    let place = Place::new();
+    let store = store_of(&place, MANY);
+    store.gc(&everything(), &mut ()).unwrap();
+    let path = store.layout().catalog();
+    let good = fs::read(&path).unwrap();
+    let noted = || {
+        let report = store.verify(&VerifyOptions::default().depth(Depth::Quick), &mut ()).unwrap();
+        assert_eq!(report.count(Severity::Error), 0);
+        report.findings.into_iter().filter(|finding| finding.path == path).collect::<Vec<_>>()
+    };
+    assert_eq!(noted(), []);
+    fs::write(&path, &good[..good.len() / 2]).unwrap();
+    let found = noted();
+    assert_eq!((found.len(), found[0].severity, found[0].kind), (1, Severity::Note, FindingKind::Invalid));
+    store.repair(&VerifyOptions::default().depth(Depth::Quick), &mut ()).unwrap();
+    assert!(!path.exists());
+    assert_eq!(noted(), []);
+    // What a newer program writes is for that program to read.
+    write(&path, "{\"catalog\":2}\n");
+    assert_eq!((noted().len(), store.overviews().unwrap().len()), (0, 0));
 }
 
 #[test]
@@ -158,27 +299,87 @@ fn whatever_it_says_what_is_kept_is_what_the_records_say() {
     let place = Place::new();
     let store = store_of(&place, MANY);
     store.gc(&everything(), &mut ()).unwrap();
-    let path = store.layout().catalog();
-    let text = fs::read_to_string(&path).unwrap();
-    // The newest is said to be the oldest, in a file that is whole.
-    let newest =
-        text.lines().filter(|line| line.contains("published_at")).max_by_key(|line| published_at(line)).unwrap();
-    let lie = newest.replace(&published_at(newest), "2020-01-01T00:00:00Z");
-    let body = text.replace(newest, &lie);
-    let body = &body[..body.trim_end().rfind('\n').unwrap() + 1];
-    fs::write(&path, format!("{body}{{\"blake3\":\"{}\"}}\n", blake3::hash(body.as_bytes()).to_hex())).unwrap();
-    assert_eq!(store.overviews().unwrap().len(), MANY, "it is believed");
-
-    let revision = serde_json::from_str::<Value>(newest).unwrap()["revision"].as_str().unwrap().to_owned();
-    let (plan, report) = store.gc(&Policy::default().keep_last(10_u32).rollback(0_u32), &mut ()).unwrap();
+    let revision = "r0999";
+    lie(&store, revision, "2020-01-01T00:00:00Z");
+    let (plan, report) = store.gc(&keep(10), &mut ()).unwrap();
     assert!(plan.going().any(|planned| planned.revision.as_str() == revision), "the plan follows the lie");
-    assert!(store.layout().revision(&web(), &id(&revision)).exists());
-    let skipped = report.skipped.iter().find(|skipped| skipped.revision.as_str() == revision).unwrap();
-    assert_eq!(skipped.why, SkipReason::Replaced);
+    assert!(store.layout().revision(&web(), &id(revision)).exists());
+    assert_eq!(why(&report, revision), Some(SkipReason::Replaced));
+    assert_eq!(report.removed.len(), MANY - 11, "what is said of the others is true");
+    assert!(!store.layout().catalog().exists(), "what has lied once is not asked again");
 }
 
-fn published_at(line: &str) -> String {
-    serde_json::from_str::<Value>(line).unwrap()["published_at"].as_str().unwrap().to_owned()
+#[test]
+fn nothing_goes_because_others_are_said_to_be_newer() {
+    let place = Place::new();
+    let store = store_of(&place, MANY);
+    store.gc(&everything(), &mut ()).unwrap();
+    let truth = verdicts(&plan(&store, 10));
+    lie(&store, "r0001", "2030-01-01T00:00:00Z");
+    let saved = place.join("plan.json");
+    fs::write(&saved, place.done(&["--json", "gc", "--dry-run", "--keep-last", "10"]).out).unwrap();
+    let (plan, report) = store.gc(&keep(10), &mut ()).unwrap();
+    assert!(plan.going().all(|planned| planned.revision.as_str() != "r0001"), "the plan follows the lie");
+    assert_eq!((report.removed.len(), report.skipped.len()), (0, MANY - 10));
+    assert!(report.skipped.iter().all(|skipped| skipped.why == SkipReason::Misjudged));
+    assert!(!store.layout().catalog().exists());
+    // Nor does anything by a plan that was saved, now that the records are read.
+    let told = place.done(&["gc", "--plan", saved.as_str()]).out;
+    assert!(told.contains("collect once more"), "{told}");
+    assert_eq!(verdicts(&self::plan(&store, 10)), truth, "all of them are there");
+
+    let (_, report) = store.gc(&keep(10), &mut ()).unwrap();
+    assert_eq!((report.removed.len(), report.skipped.len()), (MANY - 10, 0));
+}
+
+#[test]
+fn what_is_not_the_stores_to_take_stays() {
+    let place = Place::new();
+    let store = store_of(&place, MANY);
+    store.gc(&everything(), &mut ()).unwrap();
+    // In place, as nobody should: the directory does not show it.
+    let change = |revision: &str, change: fn(&mut serde_json::Map<String, Value>)| {
+        let path = store.layout().revision_json(&web(), &id(revision));
+        let mut record = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut record);
+        fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
+    };
+    change("r0100", |record| drop(record.remove("contents")));
+    change("r0101", |record| {
+        let at = record.remove("published_at").unwrap();
+        record.insert("adopted_at".into(), at);
+    });
+    assert_eq!(store.overviews().unwrap().len(), MANY, "the catalog is believed");
+    let (plan, report) = store.gc(&keep(10), &mut ()).unwrap();
+    for revision in ["r0100", "r0101"] {
+        assert!(plan.going().any(|planned| planned.revision.as_str() == revision));
+        assert_eq!(why(&report, revision), Some(SkipReason::Replaced));
+        assert!(store.layout().revision_json(&web(), &id(revision)).exists());
+    }
+    assert_eq!(report.removed.len(), MANY - 12);
+}
+
+/// Writes the catalog anew, whole, with another time at which a revision was published.
+fn lie(store: &Store, revision: &str, published_at: &str) {
+    let path = store.layout().catalog();
+    let text = fs::read_to_string(&path).unwrap();
+    let name = format!("\"revision\":\"{revision}\"");
+    let line = text.lines().find(|line| line.contains(&name)).unwrap();
+    let mut lie: Value = serde_json::from_str(line).unwrap();
+    lie["published_at"] = published_at.into();
+    let body = text.replace(line, &lie.to_string());
+    write(&path, &body[..body.trim_end().rfind('\n').unwrap() + 1]);
+    assert_eq!(store.overviews().unwrap().len(), MANY, "it is believed");
+}
+
+/// Writes a catalog with the last line that fits it.
+fn write(path: &Utf8Path, body: &str) {
+    fs::write(path, format!("{body}{{\"blake3\":\"{}\"}}\n", blake3::hash(body.as_bytes()).to_hex())).unwrap();
+}
+
+/// Why a revision was skipped.
+fn why(report: &GcReport, revision: &str) -> Option<SkipReason> {
+    report.skipped.iter().find(|skipped| skipped.revision.as_str() == revision).map(|skipped| skipped.why.clone())
 }
 
 #[test]
