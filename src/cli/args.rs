@@ -53,6 +53,9 @@ pub(crate) enum Command {
     /// Print where the revision is that was built from these inputs
     Lookup(Lookup),
     /// List all templates
+    ///
+    /// Of a store with many revisions it shows what a collection noted: whether all files are there is for `show` or
+    /// `verify` to say.
     List,
     /// Show a template or a revision
     Show {

@@ -20,8 +20,9 @@ use crate::error::{At, PathError};
 /// Documents larger than this were not written by a template store.
 const LARGEST_DOCUMENT: u64 = 64 * 1024 * 1024;
 
-/// A catalog has some 300 bytes for each revision, and takes up to four times its size of memory while it is read.
-pub(crate) const LARGEST_CATALOG: u64 = 256 * 1024 * 1024;
+/// A catalog has some 300 bytes for each revision, and takes up to four times its size of memory while it is read. A
+/// store with more revisions than fit has none.
+pub(crate) const LARGEST_CATALOG: u64 = 128 * 1024 * 1024;
 
 /// What tells two inodes apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -186,8 +187,8 @@ pub(crate) struct DirState {
 }
 
 impl DirState {
-    /// Whether the last change was before this moment. Where times are whole seconds, as in an old ext4 with small inodes,
-    /// it may have been at any time of its second.
+    /// Whether the last change was before this moment. Where times are whole seconds, as in an old ext4 with small
+    /// inodes, it may have been at any time of its second.
     pub fn is_before(self, moment: SystemTime) -> bool {
         let seconds = u64::try_from(self.changed.0).unwrap_or_default();
         let latest = match self.changed.1 {
