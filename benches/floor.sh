@@ -16,14 +16,10 @@ benches=("$@")
 # --- what it ran on ----------------------------------------------------------
 
 machine() {
-  local cpu memory place system
-  cpu=$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -n 1)
-  memory=$(awk '/^MemTotal:/ { print int($2 / 1048576 + 0.5) }' /proc/meminfo)
-  place=${TMPDIR:-/tmp}
-  system=$(df --output=fstype "$place" | tail -n 1)
-  if df --output=source "$place" | grep -q /dev/loop; then system+=' on a loop device'; fi
-  printf '%s × %s, %s GiB of memory, Linux %s, %s, load %s.\n' \
-    "$(nproc)" "$cpu" "$memory" "$(uname -r)" "$system" "$(cut -d ' ' -f 1 /proc/loadavg)"
+  PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=benches/peers python3 -c '
+import os, pathlib, sys, machine
+print(f"{machine.describe(pathlib.Path(sys.argv[1]).resolve())}, load {os.getloadavg()[0]:.1f}.")
+' "${TMPDIR:-/tmp}"
 }
 
 # The table of a benchmark: from the first line that is none of criterion's. The

@@ -8,6 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::plain::settle;
 use crate::program::{self, Took};
+use crate::random::Random;
 
 const MIB: usize = 1024 * 1024;
 
@@ -158,13 +159,10 @@ pub fn remove(dir: &Utf8Path) {
 /// Bytes that look random, the same in each run; a quarter of the root file system is holes of 256 KiB.
 fn write_image(dir: &Utf8Path, rootfs_mib: usize, kernel_mib: usize) {
     fs::create_dir(dir).unwrap();
-    let mut random = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut random = Random::new();
     let mut fill = |bytes: &mut [u8]| {
         for word in bytes.chunks_exact_mut(8) {
-            random ^= random >> 12;
-            random ^= random << 25;
-            random ^= random >> 27;
-            word.copy_from_slice(&random.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
+            word.copy_from_slice(&random.next().to_le_bytes());
         }
     };
     let mut buffer = vec![0; MIB];

@@ -9,6 +9,8 @@ mod made;
 mod plain;
 #[path = "../collect/program.rs"]
 mod program;
+#[path = "../support/random.rs"]
+mod random;
 mod tools;
 
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! Two ways to do the same work, measured by turns.
 
 mod plain;
+mod random;
 
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use criterion::{Criterion, SamplingMode};
 
 use plain::{median, quantile, ratios, temporary, text};
 pub use plain::{settle, time};
+pub use random::Random;
 
 /// Does the work once; gives the time that it took, without what came before and after.
 pub type Timed = Box<dyn FnMut() -> Duration>;
@@ -135,22 +137,6 @@ fn print(rows: &[Row], dir: &Utf8Path) {
             text(median(&row.floor)),
             format!("{low:.2} – {high:.2}"),
         );
-    }
-}
-
-/// Numbers that look random and are the same in each run (xorshift64*).
-pub struct Random(u64);
-
-impl Random {
-    pub fn new() -> Random {
-        Random(0x9E37_79B9_7F4A_7C15)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
 }
 

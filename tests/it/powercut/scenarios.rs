@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::io::Write as _;
+use std::ops::AddAssign;
 
 use super::acts::Act::{
     self, Activate, Apply, Attach, Build, Create, Fail, Gc, Import, Init, Instance, Litter, MoveIn, Pin, Rebuild,
@@ -279,10 +280,26 @@ impl Sum {
         self.broken.extend(checked.broken.into_iter().take(3));
     }
 
+    /// Counts one state, and what it breaks.
+    pub fn note(&mut self, state: &State, broken: Option<String>) {
+        self.states += 1;
+        self.prefixes += usize::from(state.prefix);
+        self.broken.extend(broken.filter(|_| self.broken.len() < 3));
+    }
+
     /// No promise is broken, and the states were not such as any disk leaves.
     pub fn assert_whole(&self) {
         assert!(self.broken.is_empty(), "{}", self.broken.join("\n"));
         assert!(self.prefixes * 2 <= self.states, "{} of {} states are prefixes", self.prefixes, self.states);
+    }
+}
+
+impl AddAssign for Sum {
+    fn add_assign(&mut self, other: Self) {
+        self.scenarios += other.scenarios;
+        self.states += other.states;
+        self.prefixes += other.prefixes;
+        self.broken.extend(other.broken);
     }
 }
 
