@@ -24,8 +24,9 @@ use crate::fs::read::{self, DirState, Directory};
 use crate::gc::{Inventory, RevisionState, Standing};
 use crate::id::{RevisionId, TemplateId};
 
-/// A store with fewer revisions has none: reading them is quick enough.
-const MIN_REVISIONS: usize = 1000;
+/// A store with fewer revisions has none unless its opener says so: reading them is quick enough, and a collection that
+/// finds nothing then changes nothing.
+pub(crate) const FROM_REVISIONS: usize = 20_000;
 
 /// It is written again when this part of it can't be used any more.
 const STALE_PART: usize = 64;
@@ -120,7 +121,7 @@ pub(crate) fn write_if_it_pays(core: &Core, inventory: &Inventory, begun: System
     let revisions = || inventory.templates.iter().flat_map(|template| &template.revisions).filter(|one| is_known(one));
     let read = revisions().filter(|one| one.line.as_ref().is_some_and(|line| !line.from_catalog)).count();
     let all = revisions().count();
-    if all < MIN_REVISIONS || read * STALE_PART < all {
+    if all < core.catalog_from || read * STALE_PART < all {
         return;
     }
     if let Err(error) = write(core, inventory, begun) {

@@ -38,14 +38,16 @@ impl Repairing<'_> {
 pub(crate) struct Core {
     pub layout: Layout,
     pub disk: Disk,
+    /// So many revisions make a catalog pay.
+    pub catalog_from: usize,
     standing: Standing,
     /// One descriptor for each revision that this process uses.
     leases: Mutex<HashMap<Utf8PathBuf, Weak<Flock>>>,
 }
 
 impl Core {
-    pub fn new(layout: Layout, disk: Disk, standing: Standing) -> Core {
-        Core { layout, disk, standing, leases: Mutex::default() }
+    pub fn new(layout: Layout, disk: Disk, catalog_from: usize, standing: Standing) -> Core {
+        Core { layout, disk, catalog_from, standing, leases: Mutex::default() }
     }
 
     /// Begins an operation that changes the store: no repair runs until the guard is dropped.

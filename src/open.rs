@@ -4,6 +4,7 @@ use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use crate::catalog;
 use crate::core::{Core, Standing};
 use crate::error::{Error, Result};
 use crate::format::{Durability, StoreFormat};
@@ -60,7 +61,8 @@ fn ready(layout: Layout, options: &StoreOptions, durability: Durability, standin
     if let (Some(name), false) = (read::network_file_system(layout.root())?, options.network_fs) {
         return Err(Error::NetworkFileSystem { path: layout.root().to_owned(), name });
     }
-    Ok(Core::new(layout, Disk::new(options.observer.clone(), durability), standing))
+    let disk = Disk::new(options.observer.clone(), durability);
+    Ok(Core::new(layout, disk, options.catalog_from.unwrap_or(catalog::FROM_REVISIONS), standing))
 }
 
 /// A store that has its format: whoever made it may have died before that was durable.

@@ -139,6 +139,7 @@ impl ArtifactNames {
 pub struct StoreOptions {
     pub(crate) durability: Option<Durability>,
     pub(crate) network_fs: bool,
+    pub(crate) catalog_from: Option<usize>,
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
@@ -153,6 +154,14 @@ impl StoreOptions {
     #[must_use]
     pub fn allow_network_fs(mut self) -> Self {
         self.network_fs = true;
+        self
+    }
+
+    /// The number of revisions from which a collection that finds nothing to remove writes a catalog of them all
+    /// (`docs/format.md`); 20,000 without it. Less pays where a small file takes long to read, as on a disk far away.
+    #[must_use]
+    pub fn catalog_from(mut self, revisions: usize) -> Self {
+        self.catalog_from = Some(revisions);
         self
     }
 

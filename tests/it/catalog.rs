@@ -16,8 +16,12 @@ use template_store::{
 
 use crate::support::{Place, assert_clean, draft, id, image, inode, inputs};
 
-/// As many revisions as a store needs to have a catalog.
+/// As many revisions as these stores need to have a catalog.
 const MANY: usize = 1000;
+
+fn options() -> StoreOptions {
+    StoreOptions::default().catalog_from(MANY)
+}
 
 fn web() -> TemplateId {
     id("web")
@@ -25,7 +29,7 @@ fn web() -> TemplateId {
 
 /// A store of so many revisions: one is published, and the others are written as it was.
 fn store_of(place: &Place, count: usize) -> Store {
-    let store = Store::init(place.root(), &StoreOptions::default().durability(Durability::None)).unwrap();
+    let store = Store::init(place.root(), &options().durability(Durability::None)).unwrap();
     let draft = draft(&store, "web", &inputs("a"));
     image(draft.path(), "one");
     let options = PublishOptions::default().activate(Activate::No);
@@ -90,6 +94,8 @@ fn only_a_collection_of_many_revisions_leaves_one() {
     place.done(&["list"]);
     place.done(&["verify", "--quick"]);
     assert!(!store.layout().catalog().exists(), "who only looks changes nothing");
+    place.done(&["gc", "--keep-last", "2000"]);
+    assert!(!store.layout().catalog().exists(), "the program waits for more");
     store.gc(&everything(), &mut ()).unwrap();
     assert!(store.layout().catalog().exists());
     assert_eq!(store.overviews().unwrap().len(), MANY);
@@ -200,7 +206,7 @@ impl<F: Fn() -> OpVerdict + Send + Sync> Observer for At<F> {
 
 fn at<F: Fn() -> OpVerdict + Send + Sync + 'static>(place: &Place, is_it: fn(&Op) -> bool, act: F) -> Store {
     let observer = Arc::new(At { is_it, act, done: AtomicBool::new(false) });
-    Store::open_with(place.root(), &StoreOptions::default().observer(observer)).unwrap()
+    Store::open_with(place.root(), &options().observer(observer)).unwrap()
 }
 
 fn is_staged(path: &Utf8Path) -> bool {
