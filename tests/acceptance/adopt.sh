@@ -233,7 +233,8 @@ killed_adopt() {
   start=${EPOCHREALTIME/./}
   "$program" adopt "$store" >/dev/null 2>&1
   whole=$((${EPOCHREALTIME/./} - start))
-  for ((round = 0; round < kills; round++)); do
+  # On until a third met it at work: how long it takes differs from one time to the next.
+  for ((round = 0; round < kills || (hit * 3 < kills && round < kills * 10); round++)); do
     again
     # Killed once or twice on the way.
     for _ in 1 2; do
