@@ -44,6 +44,7 @@ pub(super) fn apply(
     }
     let (heirs, newest) = (heirs(core, inventory, plan), Newest::of(core, plan, inventory));
     let count = victims.values().map(|of_one| of_one.len() as u64).sum();
+    let templates = victims.len();
     let done: Vec<Done> = in_parallel(Stage::Collecting, count, progress, |advance| {
         let collected = victims.into_par_iter().map(|(template, victims)| {
             let done = match newest.are_misjudged(template, &victims) {
@@ -53,7 +54,7 @@ pub(super) fn apply(
             advance(victims.len() as u64);
             done
         });
-        Ok(collected.collect())
+        Ok(while_others_wait(templates, || collected.collect()))
     })?;
     let (swept, failed) = sweep::sweep(core, &plan.leftovers)?;
     let mut report = GcReport {
@@ -108,8 +109,24 @@ impl Done {
     }
 }
 
-/// More would be held open at once than some systems allow.
-const AT_ONCE: usize = 64;
+/// Templates at a time, and revisions of each: more would be held open at once than some systems allow.
+const TEMPLATES_AT_ONCE: usize = 16;
+const AT_ONCE: usize = 32;
+
+/// Does the work of so many templates with more threads than there are cores: each template waits for the disk, and those
+/// that wait at once share one commit of the file system's journal.
+fn while_others_wait<T: Send>(templates: usize, work: impl FnOnce() -> T + Send) -> T {
+    let threads = templates.min(TEMPLATES_AT_ONCE);
+    let pool = (threads > rayon::current_num_threads())
+        .then(|| rayon::ThreadPoolBuilder::new().num_threads(threads).build())
+        .and_then(|pool| {
+            pool.inspect_err(|error| tracing::debug!(%error, "fewer templates are collected at once")).ok()
+        });
+    match pool {
+        Some(pool) => pool.install(work),
+        None => work(),
+    }
+}
 
 /// A publication holds the template's lock for moments. Who holds it longer is stuck, and must not stop all others.
 const PATIENCE: Duration = Duration::from_secs(10);
