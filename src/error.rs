@@ -38,6 +38,10 @@ pub enum Error {
     /// A call to the system failed.
     #[error(transparent)]
     Io(#[from] PathError),
+    /// Something is wrong with a remote.
+    #[cfg(feature = "remote")]
+    #[error(transparent)]
+    Remote(#[from] crate::remote::RemoteError),
     /// A file of the store, or one that was given, is not what it should be.
     #[error("{path}: {source}")]
     Format {
@@ -423,6 +427,8 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::InvalidName(_) => ErrorKind::Invalid,
+            #[cfg(feature = "remote")]
+            Error::Remote(error) => error.kind(),
             Error::NoStore { .. }
             | Error::TemplateNotFound { .. }
             | Error::RevisionNotFound { .. }

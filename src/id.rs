@@ -186,6 +186,15 @@ name! {
     PinName, "pin name", "use 1 to 128 of A-Z a-z 0-9 . _ + -, not starting with . or -", check_pin_name
 }
 
+#[cfg(feature = "remote")]
+name! {
+    /// The name of a remote in `.store/config.toml`.
+    ///
+    /// - 1 to 64 characters of `A-Z a-z 0-9 . _ -`
+    /// - starts with a letter or digit
+    RemoteName, "remote name", "use 1 to 64 of A-Z a-z 0-9 . _ -, starting with a letter or digit", check_remote_name
+}
+
 name! {
     /// The name of a drive of a VM, as Firecracker has it (`drive_id`): a file below `snapshot/drives/`.
     ///
@@ -252,6 +261,12 @@ fn check_pin_name(text: &str) -> Result<(), String> {
 fn check_drive_id(text: &str) -> Result<(), String> {
     check_alphabet(text, 64, |c| c.is_ascii_alphanumeric() || "._-".contains(c))?;
     check_first(text, &['.', '-'])
+}
+
+#[cfg(feature = "remote")]
+fn check_remote_name(text: &str) -> Result<(), String> {
+    check_alphabet(text, 64, |c| c.is_ascii_alphanumeric() || "._-".contains(c))?;
+    check_first(text, &['.', '-', '_'])
 }
 
 fn check_revision_id(text: &str) -> Result<(), String> {

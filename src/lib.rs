@@ -99,6 +99,8 @@ pub mod parsers;
 mod pins;
 mod progress;
 mod publish;
+#[cfg(feature = "remote")]
+mod remote;
 mod removal;
 mod repair;
 mod reserve;
@@ -128,6 +130,8 @@ pub use format::{
     Problem, RevisionRecord, SEALED_MODE, SEALED_MTIME, STORE_FORMAT_VERSION, SnapshotDrive, SnapshotInfo,
     SnapshotRecord, Start, Strategy, TemplateConfig, TemplateKind, TemplateRevision, TemplateSpec, TemplateVariant,
 };
+#[cfg(feature = "remote")]
+pub use id::RemoteName;
 pub use id::{
     ArtifactPath, CacheKey, Digest, DriveId, FlakeLockHash, InvalidName, PinName, Profile, RevisionId, Role, TemplateId,
 };
@@ -143,6 +147,11 @@ pub use options::{
 pub use pins::PinOptions;
 pub use progress::{Note, Progress, Stage};
 pub use publish::Outcome;
+#[cfg(feature = "remote")]
+pub use remote::{
+    FromRemote, Move, PullOptions, Pulled, PushOptions, Pushed, REMOTE_FORMAT_VERSION, Remote, RemoteCheck,
+    RemoteError, RemoteFinding, RemoteReport, RemoteRevision, RemoteSettings, RemoteTemplate, Shared,
+};
 pub use removal::Removal;
 pub use revision::Revision;
 pub use sealed::{Published, Sealed};

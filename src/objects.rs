@@ -105,15 +105,26 @@ pub(crate) fn link_known(
         return Ok(None);
     }
     let (digest, size) = hash(source.0, source.1, advance)?;
-    let _shard = lock_shard(core, &digest)?;
-    let object = core.layout.object(&digest);
+    Ok(link(core, (&digest, size), to)?.then_some((digest, size)))
+}
+
+/// Gives an object the name `to` as well; `false` if there is none that looks as it was sealed, or no link can be made.
+///
+/// A crash leaves the name, or nothing.
+pub(crate) fn link(core: &Core, (digest, size): (&Digest, u64), to: &Utf8Path) -> Result<bool> {
+    let object = core.layout.object(digest);
+    // Who only asks makes no directory.
+    if !read::exists(&object)? {
+        return Ok(false);
+    }
+    let _shard = lock_shard(core, digest)?;
     match read::metadata_if_there(&object)? {
         Some(metadata) if looks_sealed(&metadata, size) && read::can_share(&metadata) => {}
-        _ => return Ok(None),
+        _ => return Ok(false),
     }
     match core.disk.link(&object, to) {
-        Ok(()) => Ok(Some((digest, size))),
-        Err(error) if needs_copy(error.kind()) => Ok(None),
+        Ok(()) => Ok(true),
+        Err(error) if needs_copy(error.kind()) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

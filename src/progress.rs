@@ -21,6 +21,10 @@ pub enum Stage {
     Collecting,
     /// Files are read, to see whether they are what was published.
     Verifying,
+    /// Files are sent to a remote.
+    Sending,
+    /// Files come from a remote.
+    Fetching,
 }
 
 /// Hears how long work goes on; `()` does not care.

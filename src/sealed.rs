@@ -31,7 +31,7 @@ use crate::work::{DraftDir, Purpose, Work};
 #[must_use = "publish it; dropping it throws away what was built"]
 #[derive(Debug)]
 pub struct Sealed {
-    work: Work,
+    pub(crate) work: Work,
     files: SealedFiles,
     names: ArtifactNames,
     id: RevisionId,
@@ -63,6 +63,16 @@ impl Sealed {
     /// The files, in the order of their paths.
     pub fn contents(&self) -> &[Content] {
         &self.files.contents
+    }
+
+    /// The record that it will have, but for when it was published.
+    #[cfg(feature = "remote")]
+    pub(crate) fn record(&self) -> RevisionRecord {
+        let now = self.work.core.now().to_string();
+        let mut record = record(&self.work.purpose, &self.files.contents, &self.names, self.took, now);
+        record.build.revision_hash = self.id.to_string();
+        record.contents = Some(self.files.contents.clone());
+        record
     }
 
     /// Makes the revision visible and current.
@@ -155,13 +165,15 @@ fn publish(
     options: &PublishOptions,
     progress: &mut dyn Progress,
 ) -> Result<Published> {
-    let Work { core, dir, purpose, staging, objects, .. } = work;
+    let Work { core, dir, purpose, staging, objects, pulled, .. } = work;
     let _change = core.begin_change()?;
     let earlier = match (&purpose.inputs, purpose.known) {
         (Some(inputs), Known::BuildAgain) => earlier_build(&core, &purpose.template, inputs),
         _ => None,
     };
-    let record = record(&purpose, &files.contents, names, took, core.now().to_string());
+    let action = if pulled.is_some() { Action::Pull } else { Action::Publish };
+    let record =
+        pulled.map_or_else(|| record(&purpose, &files.contents, names, took, core.now().to_string()), |it| *it);
     let conflict = match purpose.known {
         Known::BuildAgain => Conflict::Rename,
         Known::Reuse => Conflict::Refuse,
@@ -177,7 +189,7 @@ fn publish(
         contents: files.contents,
         inodes: files.inodes,
         conflict,
-        action: Action::Publish,
+        action,
     };
     let moved = sealed.staging.is_some();
     let (revision, outcome) = commit(&core, sealed, options, progress)?;

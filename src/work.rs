@@ -190,6 +190,8 @@ pub(crate) struct Work {
     pub started: Instant,
     /// Files that the store itself put there, and hashed on the way.
     pub imported: HashMap<ArtifactPath, Imported>,
+    /// What a remote says of them, if they are from there.
+    pub pulled: Option<Box<RevisionRecord>>,
     /// Dropped after the directory: only then is it seen that nobody has them.
     pub objects: NewObjects,
 }
@@ -213,7 +215,17 @@ impl Work {
     /// Begins in a directory that there is; nobody waits for it.
     pub fn in_dir(core: &Arc<Core>, dir: DraftDir, purpose: Box<Purpose>) -> Work {
         let (core, started, objects) = (core.clone(), Instant::now(), NewObjects::none(core));
-        Work { core, dir, staging: None, purpose, claim: None, started, imported: HashMap::new(), objects }
+        Work {
+            core,
+            dir,
+            staging: None,
+            purpose,
+            claim: None,
+            started,
+            imported: HashMap::new(),
+            pulled: None,
+            objects,
+        }
     }
 
     pub fn path(&self) -> &Utf8Path {

@@ -1,5 +1,6 @@
 //! The words of a call.
 
+mod remotes;
 mod vms;
 
 use camino::Utf8PathBuf;
@@ -9,6 +10,7 @@ use template_store::{
     ArtifactNames, ArtifactPath, InvalidName, PinName, Profile, Resources, RevisionId, Role, TemplateId,
 };
 
+pub(crate) use remotes::{AddRemote, AsCache, Pull, Push, Remote};
 pub(crate) use vms::{AttachSnapshot, HostArgs, Instance, InstanceCommand, MakeInstance, Snapshot};
 
 /// Keeps the images that microVMs start from: built once, published atomically, never stored twice
@@ -132,6 +134,13 @@ pub(crate) enum Command {
     },
     /// Check everything that the store holds, and mend what is damaged
     Verify(Verify),
+    /// Send a revision to a remote
+    Push(Push),
+    /// Fetch a revision from a remote
+    Pull(Pull),
+    /// Where other hosts get revisions from
+    #[command(subcommand)]
+    Remote(Remote),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -279,6 +288,11 @@ pub(crate) struct Build {
     /// Wait at most this many seconds for another process that builds the same
     #[arg(long, value_name = "SECONDS")]
     pub wait: Option<u64>,
+    #[command(flatten)]
+    pub cache: AsCache,
+    /// Send what is built to the remote, unless another host was first: then take that
+    #[arg(long, requires = "remote")]
+    pub push: bool,
     /// The command that builds; it writes to the directory in $OUT
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<std::ffi::OsString>,
@@ -312,6 +326,8 @@ pub(crate) struct Lookup {
     /// Only what was built from the same flake reference
     #[arg(long)]
     pub strict: bool,
+    #[command(flatten)]
+    pub cache: AsCache,
 }
 
 #[derive(Debug, clap::Args)]

@@ -11,6 +11,7 @@ use template_store::{
 };
 
 use super::args::{Activation, Build as Args, Inputs, Names};
+use super::cached::{Cache, Found};
 use super::child::{bound_to_us, supervise};
 use super::output::{Output, revision_json, size};
 use super::terminal::Terminal;
@@ -20,6 +21,7 @@ pub(crate) fn build(session: &Session, args: &Args) -> Result {
     // A mistake in the call is to leave nothing behind, not even a new store.
     let existing = session.open_if_there()?;
     let inputs = inputs(existing.as_ref(), Some(&args.id), &args.inputs)?;
+    let mut cache = Cache::of(existing.as_ref(), &args.cache)?;
     let store = existing.map_or_else(|| session.open_or_init(), Ok)?;
     if args.check {
         return check(session, &store, args, &inputs);
@@ -29,17 +31,31 @@ pub(crate) fn build(session: &Session, args: &Args) -> Result {
     let options = options(args)?;
     match store.build_with(&args.id, &inputs, &options, &mut terminal)? {
         Build::Reused(revision) => {
+            if args.push {
+                cache.push_known(&store, &revision, &inputs, session.output, &mut terminal)?;
+            }
             report_reuse(session.output, &revision, terminal.notes());
             Ok(Status::Done)
         }
         Build::Draft(draft) => {
+            let publish = publish_options(&args.activation)?;
+            let draft = match cache.fetch(draft, &publish, session.output, &mut terminal)? {
+                Found::Published(published) => {
+                    report(session.output, "pulled", &published, terminal.notes());
+                    return Ok(Status::Done);
+                }
+                Found::Nothing(draft) => draft,
+            };
             let draft = match run(draft, &args.command)? {
                 Ran::Wrote(draft) => draft,
                 Ran::Stopped(code) => return Ok(Status::Code(code)),
             };
             let sealed = draft.seal_with(&seal_options(&args.names), &mut terminal)?;
-            let published = sealed.publish_with(&publish_options(&args.activation)?, &mut terminal)?;
-            report(session.output, "built", &published, terminal.notes());
+            let (verb, published) = match args.push {
+                true => cache.share(sealed, &publish, session.output, &mut terminal)?,
+                false => ("built", sealed.publish_with(&publish, &mut terminal)?),
+            };
+            report(session.output, verb, &published, terminal.notes());
             Ok(Status::Done)
         }
     }

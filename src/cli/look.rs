@@ -12,6 +12,7 @@ use template_store::{
 
 use super::args::{Lookup, Target};
 use super::build::inputs;
+use super::cached::Cache;
 use super::output::{revision_json, size, table};
 use super::run::revision;
 use super::terminal::Terminal;
@@ -22,7 +23,14 @@ pub(crate) fn lookup(session: &Session, args: &Lookup) -> Result {
     let inputs = inputs(Some(&store), args.id.as_ref(), &args.inputs)?;
     let matching = if args.strict { Match::Strict } else { Match::Sources };
     let mut terminal = Terminal::new(session.output);
-    match store.lookup_with(args.id.as_ref(), &inputs, matching, &mut terminal)? {
+    let found = match store.lookup_with(args.id.as_ref(), &inputs, matching, &mut terminal)? {
+        None => {
+            let mut cache = Cache::of(Some(&store), &args.cache)?;
+            cache.lookup(&store, args.id.as_ref(), &inputs, session.output, &mut terminal)?
+        }
+        found => found,
+    };
+    match found {
         Some(revision) => {
             let notes = terminal.notes();
             let document = || {

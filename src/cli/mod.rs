@@ -3,6 +3,7 @@
 mod adopt;
 mod args;
 mod build;
+mod cached;
 mod change;
 mod child;
 mod du;
@@ -13,7 +14,9 @@ mod keep;
 mod look;
 mod output;
 mod publish;
+mod remote;
 mod run;
+mod share;
 mod snapshot;
 mod terminal;
 mod verify;
@@ -178,6 +181,9 @@ fn dispatch(args: &Args, output: &Output) -> Result {
         Command::Why { target, policy } => gc::why(&session, target, policy),
         Command::Du { id } => du::du(&session, id.as_ref()),
         Command::Verify(verify) => verify::verify(&session, verify),
+        Command::Push(push) => share::push(&session, push),
+        Command::Pull(pull) => share::pull(&session, pull),
+        Command::Remote(command) => remote::remote(&session, command),
         Command::Completions { shell } => {
             args::completions(*shell);
             Ok(Status::Done)

@@ -45,6 +45,8 @@ impl Progress for Terminal<'_> {
             Stage::Comparing => "comparing",
             Stage::Collecting => "collecting",
             Stage::Verifying => "verifying",
+            Stage::Sending => "sending",
+            Stage::Fetching => "fetching",
             _ => "working",
         };
         let numbers = match stage {

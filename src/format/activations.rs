@@ -20,6 +20,8 @@ pub enum Action {
     Activate,
     /// The one after it was undone.
     Rollback,
+    /// It came from a remote.
+    Pull,
     /// Somebody else made it current, or a newer program that calls it otherwise.
     #[serde(other)]
     Other,

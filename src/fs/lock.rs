@@ -99,7 +99,7 @@ impl Flock {
         }
     }
 
-    fn wait(&self, mode: Mode) -> Result<()> {
+    pub fn wait(&self, mode: Mode) -> Result<()> {
         let lock = match mode {
             Mode::Shared => fs2::FileExt::lock_shared,
             Mode::Exclusive => fs2::FileExt::lock_exclusive,

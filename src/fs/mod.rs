@@ -16,6 +16,8 @@ mod parts;
 pub(crate) mod process;
 pub(crate) mod reach;
 pub(crate) mod read;
+#[cfg(feature = "remote")]
+pub(crate) mod receive;
 pub(crate) mod remove;
 pub(crate) mod seal;
 mod target;

@@ -232,6 +232,9 @@ pub fn parse_age(text: &str) -> Result<Duration, String> {
 #[serde(default, deny_unknown_fields)]
 struct Config {
     gc: GcTable,
+    /// Read where remotes are opened; a collection must not fail for a mistake in it.
+    #[serde(rename = "remote")]
+    _remote: serde::de::IgnoredAny,
 }
 
 #[derive(Debug, Default, Deserialize)]

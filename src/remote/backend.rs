@@ -1,0 +1,239 @@
+//! The object store behind a remote: whole objects, and pointers that are changed only while they are what they were.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use camino::Utf8PathBuf;
+use object_store::path::Path;
+use object_store::{
+    Error as StoreError, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    UpdateVersion,
+};
+use tokio::runtime::{Builder, Runtime};
+
+use super::error::RemoteError;
+use super::names::Names;
+use crate::error::{At, Result};
+use crate::fs::lock::{Flock, Mode};
+
+/// How the remote keeps two writers of one pointer apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Conditions {
+    /// The server does (`If-None-Match`, `If-Match`).
+    Server,
+    /// A directory of this host: with a lock on this file.
+    Lock(Utf8PathBuf),
+    /// Nobody does, and somebody promised that there is one writer only.
+    SingleWriter,
+    /// Nothing can be written.
+    ReadOnly,
+}
+
+/// What a pointer must be for a change of it to happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Version {
+    Absent,
+    Is(UpdateVersion),
+}
+
+/// What became of a change of a pointer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Swap {
+    Done,
+    /// It was not what it was to be.
+    Lost,
+}
+
+pub(super) struct Backend {
+    /// Where it is, as the user says it.
+    pub url: String,
+    pub names: Names,
+    pub conditions: Conditions,
+    pub objects: Arc<dyn ObjectStore>,
+    /// `None` only while it is dropped.
+    runtime: Option<Runtime>,
+}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backend").field("url", &self.url).field("conditions", &self.conditions).finish_non_exhaustive()
+    }
+}
+
+impl Backend {
+    pub fn new(url: String, names: Names, objects: Arc<dyn ObjectStore>, conditions: Conditions) -> Result<Backend> {
+        let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("remote").enable_all().build();
+        let runtime = runtime.at("start the threads of a remote", "tokio".into())?;
+        Ok(Backend { url, names, conditions, objects, runtime: Some(runtime) })
+    }
+
+    /// Waits for what happens at the server. On a thread of its own: the caller may itself be one that must not wait so.
+    pub fn wait<T: Send>(&self, work: impl Future<Output = T> + Send) -> T {
+        let runtime = self.runtime.as_ref().expect("it is there until it is dropped");
+        let done = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(work)).join());
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// The bytes of an object that may have so many, and what it is now; `None` if there is none.
+    pub async fn get(&self, path: &Path, most: u64) -> Result<Option<(Bytes, Version)>> {
+        let found = match self.objects.get(path).await {
+            Err(StoreError::NotFound { source, .. }) => return self.absent(path, &*source).map(|()| None),
+            found => found.map_err(|error| self.failed("read", path, &error))?,
+        };
+        let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+        if found.meta.size > most {
+            return Err(self.damaged(path, format!("it has {} bytes, and may have {most}", found.meta.size)));
+        }
+        let bytes = found.bytes().await.map_err(|error| self.failed("read", path, &error))?;
+        // A server may say one size and send another.
+        match bytes.len() as u64 <= most {
+            true => Ok(Some((bytes, Version::Is(version)))),
+            false => Err(self.damaged(path, format!("it has more than {most} bytes"))),
+        }
+    }
+
+    /// The length of an object; `None` if there is none.
+    pub async fn len(&self, path: &Path) -> Result<Option<u64>> {
+        match self.objects.head(path).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(StoreError::NotFound { source, .. }) => self.absent(path, &*source).map(|()| None),
+            Err(error) => Err(self.failed("look for", path, &error)),
+        }
+    }
+
+    /// A part of an object.
+    pub async fn range(&self, path: &Path, start: u64, end: u64) -> Result<Bytes> {
+        let options = GetOptions { range: Some(GetRange::Bounded(start..end)), ..GetOptions::default() };
+        let read = async { self.objects.get_opts(path, options).await?.bytes().await };
+        let bytes = read.await.map_err(|error| self.failed("read", path, &error))?;
+        match bytes.len() as u64 == end - start {
+            true => Ok(bytes),
+            false => Err(self.damaged(path, "the server sent another part of it than it was asked for".into())),
+        }
+    }
+
+    /// Writes an object that never changes: whoever writes it writes the same.
+    pub async fn put(&self, path: &Path, bytes: impl Into<PutPayload>) -> Result<()> {
+        self.check_writable()?;
+        match self.objects.put(path, bytes.into()).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.failed("write", path, &error)),
+        }
+    }
+
+    /// Changes a pointer if it is what it was. The bytes tell one write from every other: so a writer whose answer was lost
+    /// finds out that it had won.
+    pub async fn swap(&self, path: &Path, was: &Version, bytes: &[u8]) -> Result<Swap> {
+        self.check_writable()?;
+        let _alone = match &self.conditions {
+            Conditions::Lock(lock) => Some(lock_file(lock)?),
+            _ => None,
+        };
+        let mode = match (&self.conditions, was) {
+            (Conditions::Server, Version::Is(version)) => PutMode::Update(version.clone()),
+            (Conditions::Server, Version::Absent) => PutMode::Create,
+            _ if self.version(path).await? == *was => PutMode::Overwrite,
+            _ => return Ok(Swap::Lost),
+        };
+        let options = PutOptions::from(mode);
+        match self.objects.put_opts(path, Bytes::copy_from_slice(bytes).into(), options).await {
+            Ok(_) => Ok(Swap::Done),
+            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => self.is_ours(path, bytes).await,
+            // What was to be changed has gone.
+            Err(StoreError::NotFound { .. }) if *was != Version::Absent => Ok(Swap::Lost),
+            Err(error) => Err(self.failed("write", path, &error)),
+        }
+    }
+
+    async fn version(&self, path: &Path) -> Result<Version> {
+        match self.objects.head(path).await {
+            Ok(meta) => Ok(Version::Is(UpdateVersion { e_tag: meta.e_tag, version: meta.version })),
+            Err(StoreError::NotFound { .. }) => Ok(Version::Absent),
+            Err(error) => Err(self.failed("look for", path, &error)),
+        }
+    }
+
+    async fn is_ours(&self, path: &Path, bytes: &[u8]) -> Result<Swap> {
+        let now = self.get(path, bytes.len() as u64 + 1024 * 1024).await;
+        Ok(if now.is_ok_and(|now| now.is_some_and(|(now, _)| now == bytes)) { Swap::Done } else { Swap::Lost })
+    }
+
+    pub fn check_writable(&self) -> Result<()> {
+        match self.conditions {
+            Conditions::ReadOnly => Err(RemoteError::ReadOnly { remote: self.url.clone() }.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// That nothing is there may also mean that there is no bucket at all.
+    fn absent(&self, path: &Path, source: &dyn std::error::Error) -> Result<()> {
+        let text = chain(source);
+        if !text.contains("NoSuchBucket") && !text.contains("ContainerNotFound") {
+            return Ok(());
+        }
+        let problem = "there is no such bucket; make it, or correct the URL".to_owned();
+        Err(RemoteError::Failed { remote: self.url.clone(), doing: "read", object: path.to_string(), problem }.into())
+    }
+
+    pub fn failed(&self, doing: &'static str, path: &Path, error: &StoreError) -> crate::Error {
+        let (remote, object) = (self.url.clone(), path.to_string());
+        let text = chain(error);
+        if text.contains("NoSuchBucket") {
+            let problem = "there is no such bucket; make it, or correct the URL".to_owned();
+            return RemoteError::Failed { remote, doing, object, problem }.into();
+        }
+        let problem = shorten(&text);
+        match error {
+            StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. } => {
+                RemoteError::Denied { remote, doing, object, problem }.into()
+            }
+            StoreError::NotFound { .. } => RemoteError::NotFound { remote, what: object }.into(),
+            _ => RemoteError::Failed { remote, doing, object, problem }.into(),
+        }
+    }
+
+    pub fn damaged(&self, path: &Path, problem: String) -> crate::Error {
+        RemoteError::Damaged { remote: self.url.clone(), object: path.to_string(), problem }.into()
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        // A runtime that is dropped waits, which a thread of another runtime must not.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn lock_file(path: &Utf8PathBuf) -> Result<Flock> {
+    let lock = Flock::open_or_create(path)?;
+    lock.wait(Mode::Exclusive)?;
+    Ok(lock)
+}
+
+/// An error with what caused it, each said once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// One line of what may be a page of a server.
+fn shorten(text: &str) -> String {
+    const MOST: usize = 400;
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}

@@ -1,0 +1,117 @@
+//! Whether a server honours conditions, found out by racing ourselves.
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
+use object_store::path::Path;
+use object_store::{Error as StoreError, ObjectStoreExt, PutMode, PutOptions, UpdateVersion};
+
+use super::backend::{Backend, Conditions, Swap, Version};
+use super::documents::RemoteFormat;
+use super::error::RemoteError;
+use super::push::unique;
+use crate::error::Result;
+
+/// What a check of a remote found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RemoteCheck {
+    /// What was tried, and what was found, a sentence each; the first is that the remote can be read.
+    pub passed: Vec<String>,
+    /// Why two who push at once are not kept apart, if they are not.
+    pub problem: Option<String>,
+}
+
+/// Rounds of the race, and those who take part in each.
+const ROUNDS: usize = 10;
+const RACERS: usize = 8;
+
+/// The two ways in which a server that does not know conditions gives itself away, before each push; two small requests.
+///
+/// What is written if it does is what is there already.
+pub(super) async fn prove(backend: &Backend) -> Result<()> {
+    let (path, bytes) = (backend.names.format(), RemoteFormat::ours());
+    let modes = [
+        (PutMode::Create, "it replaces an object that was to be made only if it is missing"),
+        (PutMode::Update(nobody()), "it replaces an object that was to be replaced only if it is another"),
+    ];
+    for (mode, problem) in modes {
+        match backend.objects.put_opts(&path, Bytes::from(bytes.clone()).into(), PutOptions::from(mode)).await {
+            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {}
+            Ok(_) => return Err(unconditional(backend, problem)),
+            Err(StoreError::NotImplemented { .. } | StoreError::NotSupported { .. }) => {
+                return Err(unconditional(backend, "it knows no conditions"));
+            }
+            Err(error) => return Err(backend.failed("write", &path, &error)),
+        }
+    }
+    Ok(())
+}
+
+/// What no object is.
+fn nobody() -> UpdateVersion {
+    UpdateVersion { e_tag: Some("\"00000000000000000000000000000000\"".into()), version: Some("0".into()) }
+}
+
+fn unconditional(backend: &Backend, problem: &str) -> crate::Error {
+    RemoteError::Unconditional { remote: backend.url.clone(), problem: problem.to_owned() }.into()
+}
+
+/// Races for an object of its own, which is gone afterwards.
+pub(super) async fn check(backend: &Backend) -> Result<RemoteCheck> {
+    let mut passed = vec!["it can be read".to_owned()];
+    backend.get(&backend.names.format(), super::documents::LARGEST_DOCUMENT).await?;
+    let path = backend.names.check(&unique());
+    let problem = match &backend.conditions {
+        Conditions::ReadOnly => {
+            return Ok(RemoteCheck { passed, problem: None });
+        }
+        Conditions::SingleWriter => Some("nobody keeps writers apart, as the settings say (single_writer)".to_owned()),
+        _ => race(backend, &path).await?,
+    };
+    // A server that said no may have written all the same.
+    let _ = backend.objects.delete(&path).await;
+    if problem.is_none() {
+        passed.push("it can be written".to_owned());
+        passed.push(format!("of {RACERS} who make an object at once, one does, {ROUNDS} times"));
+        passed.push(format!("of {RACERS} who replace an object at once, one does, {ROUNDS} times"));
+        passed.push("who replaces an object that was replaced since is refused".to_owned());
+        if matches!(backend.conditions, Conditions::Lock(_)) {
+            passed.push("a lock keeps the processes of this host apart; those of other hosts it may not".to_owned());
+        }
+    }
+    Ok(RemoteCheck { passed, problem })
+}
+
+/// What the server did that it must not.
+async fn race(backend: &Backend, path: &Path) -> Result<Option<String>> {
+    for _ in 0..ROUNDS {
+        let _ = backend.objects.delete(path).await;
+        let made = winners(backend, path, &Version::Absent).await?;
+        if made != 1 {
+            return Ok(Some(format!("of {RACERS} who make an object only if it is missing, {made} did")));
+        }
+        let Some((_, version)) = backend.get(path, 1024).await? else {
+            return Ok(Some("what was written is not there when it is read".into()));
+        };
+        let replaced = winners(backend, path, &version).await?;
+        if replaced != 1 {
+            return Ok(Some(format!("of {RACERS} who replace an object only if nobody did, {replaced} did")));
+        }
+        if backend.swap(path, &version, unique().as_bytes()).await? == Swap::Done {
+            return Ok(Some("it replaces an object that was replaced since it was read".into()));
+        }
+    }
+    Ok(None)
+}
+
+async fn winners(backend: &Backend, path: &Path, version: &Version) -> Result<usize> {
+    let racers = (0..RACERS).map(|_| async { backend.swap(path, version, unique().as_bytes()).await });
+    let ended = match backend.conditions {
+        // They would wait for each other on one thread.
+        Conditions::Lock(_) => stream::iter(racers).then(|racer| racer).collect::<Vec<_>>().await,
+        _ => join_all(racers).await,
+    };
+    let ended = ended.into_iter().collect::<Result<Vec<_>>>()?;
+    Ok(ended.into_iter().filter(|swap| *swap == Swap::Done).count())
+}

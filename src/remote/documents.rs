@@ -1,0 +1,321 @@
+//! The JSON of a remote: bytes in, values out, and back. What comes from a remote is checked here before anything is
+//! done with it; `docs/remote-format.md` is the contract.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::format::{
+    Content, Extra, FormatError, MOST_PARTS, RevisionRecord, TemplateSpec, check_listing, check_parts, pretty,
+};
+use crate::id::{ArtifactPath, CacheKey, Digest, RevisionId, TemplateId};
+
+/// The version of a remote's documents that this program writes, and the newest that it reads.
+pub const REMOTE_FORMAT_VERSION: u32 = 1;
+
+/// Documents larger than this were not written by a template store.
+pub(super) const LARGEST_DOCUMENT: u64 = 64 * 1024 * 1024;
+
+/// A pointer keeps so many activations; a template is pushed for years before the oldest are dropped.
+const MOST_HISTORY: usize = 10_000;
+
+/// Every document begins so. A program that does not know one of the features must not read on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Preamble {
+    pub version: u32,
+    #[serde(default)]
+    pub features: Vec<String>,
+}
+
+impl Preamble {
+    fn ours() -> Preamble {
+        Preamble { version: REMOTE_FORMAT_VERSION, features: Vec::new() }
+    }
+}
+
+/// Reads a document, its version and features first: the shape of a newer one means nothing to us.
+fn document<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, FormatError> {
+    check_parts(what, bytes, MOST_PARTS)?;
+    let invalid = |error: serde_json::Error| FormatError::invalid(what, error);
+    let preamble: Preamble = serde_json::from_slice(bytes).map_err(invalid)?;
+    if preamble.version > REMOTE_FORMAT_VERSION {
+        let (found, supported) = (preamble.version.into(), REMOTE_FORMAT_VERSION);
+        return Err(FormatError::Newer { what, found, supported });
+    }
+    if !preamble.features.is_empty() {
+        return Err(FormatError::UnknownFeatures { features: preamble.features.join(", ") });
+    }
+    serde_json::from_slice(bytes).map_err(invalid)
+}
+
+/// `format.json`: that this is a remote of ours.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct RemoteFormat {
+    #[serde(flatten)]
+    preamble: Preamble,
+    /// What the whole is, for whoever finds it in a bucket.
+    what: String,
+}
+
+impl RemoteFormat {
+    pub fn ours() -> Vec<u8> {
+        pretty(&RemoteFormat { preamble: Preamble::ours(), what: "a remote of template-store".into() })
+    }
+
+    pub fn check(bytes: &[u8]) -> Result<(), FormatError> {
+        document::<RemoteFormat>("format.json", bytes).map(drop)
+    }
+}
+
+/// A file of a revision, as a manifest has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FileEntry {
+    #[serde(flatten)]
+    pub content: Content,
+    /// Parts that are zeros and take no room: start and length in bytes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holes: Vec<(u64, u64)>,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl FileEntry {
+    pub fn new(content: Content, holes: &[Range<u64>]) -> FileEntry {
+        let holes = holes.iter().map(|hole| (hole.start, hole.end - hole.start)).collect();
+        FileEntry { content, holes, extra: Extra::new() }
+    }
+
+    /// Bytes that are no holes.
+    pub fn data_bytes(&self) -> u64 {
+        let holes = self.holes.iter().map(|(_, len)| *len).fold(0, u64::saturating_add);
+        self.content.size.saturating_sub(holes)
+    }
+}
+
+/// All of one revision: what it is, and which files it has. It never changes, and its name is the digest of its bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    #[serde(flatten)]
+    preamble: Preamble,
+    /// `template.json` as it was when the revision was pushed.
+    pub template: TemplateSpec,
+    /// `revision.json`.
+    pub revision: RevisionRecord,
+    pub files: Vec<FileEntry>,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Manifest {
+    pub fn new(template: TemplateSpec, revision: RevisionRecord, files: Vec<FileEntry>) -> Manifest {
+        Manifest { preamble: Preamble::ours(), template, revision, files, extra: Extra::new() }
+    }
+
+    pub fn to_json(&self) -> Vec<u8> {
+        pretty(self)
+    }
+
+    /// Reads a manifest that is to be of this revision.
+    ///
+    /// # Errors
+    /// Another revision's; files that a revision can't have, or that are not those of its record.
+    pub fn from_json(bytes: &[u8], template: &TemplateId, revision: &RevisionId) -> Result<Manifest, FormatError> {
+        let invalid = |reason: &str| Err(FormatError::invalid("manifest", reason));
+        let manifest: Manifest = document("manifest", bytes)?;
+        let named = (manifest.template.template_id.as_str(), manifest.revision.build.revision_hash.as_str());
+        if named != (template.as_str(), revision.as_str()) {
+            return invalid(&format!("it is of {}@{}", named.0, named.1));
+        }
+        let listed: Vec<Content> = manifest.files.iter().map(|file| file.content.clone()).collect();
+        check_listing(&listed)?;
+        if manifest.revision.contents.as_ref() != Some(&listed) {
+            return invalid("its files are not those of its revision.json");
+        }
+        let names: HashSet<&ArtifactPath> = listed.iter().map(|content| &content.path).collect();
+        match manifest.revision.artifacts() {
+            Ok(artifacts) if artifacts.iter().all(|(_, name)| names.contains(name)) => {}
+            Ok(_) => return invalid("its revision.json names an artifact that is not among its files"),
+            Err(error) => return Err(error),
+        }
+        let total = listed.iter().try_fold(0_u64, |sum, content| sum.checked_add(content.size));
+        if total.is_none() || manifest.files.iter().any(|file| !holes_fit(file)) {
+            return invalid("its files have impossible sizes");
+        }
+        Ok(manifest)
+    }
+}
+
+/// Whether the holes are in the file, in order, and none in another.
+fn holes_fit(file: &FileEntry) -> bool {
+    let mut end = 0;
+    file.holes.iter().all(|&(start, len)| {
+        let fits = start >= end && start.checked_add(len).is_some_and(|stop| stop <= file.content.size);
+        end = start.saturating_add(len);
+        fits
+    })
+}
+
+/// A revision that a template has in a remote.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Listed {
+    pub revision: RevisionId,
+    /// The name of its manifest.
+    pub manifest: Digest,
+    /// Bytes of its files, holes included.
+    pub bytes: u64,
+    pub pushed_at: Timestamp,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// One activation in a remote.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Moved {
+    pub revision: RevisionId,
+    pub at: Timestamp,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `templates/<id>.json`: which revisions a template has, which is current, and which were.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct TemplatePointer {
+    #[serde(flatten)]
+    preamble: Preamble,
+    pub template: TemplateId,
+    pub current: Option<RevisionId>,
+    pub revisions: Vec<Listed>,
+    /// Who was current, the oldest first.
+    pub history: Vec<Moved>,
+    /// Another for each write, so that a writer whose answer was lost knows its own again.
+    pub write: String,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl TemplatePointer {
+    pub fn new(template: TemplateId) -> TemplatePointer {
+        TemplatePointer {
+            preamble: Preamble::ours(),
+            template,
+            current: None,
+            revisions: Vec::new(),
+            history: Vec::new(),
+            write: String::new(),
+            extra: Extra::new(),
+        }
+    }
+
+    pub fn from_json(bytes: &[u8], template: &TemplateId) -> Result<TemplatePointer, FormatError> {
+        let pointer: TemplatePointer = document("template pointer", bytes)?;
+        if pointer.template != *template {
+            let reason = format!("it is of template {}", pointer.template);
+            return Err(FormatError::invalid("template pointer", reason));
+        }
+        match &pointer.current {
+            Some(current) if pointer.find(current).is_none() => {
+                Err(FormatError::invalid("template pointer", format!("{current} is current, and not listed")))
+            }
+            _ => Ok(pointer),
+        }
+    }
+
+    pub fn to_json(&self) -> Vec<u8> {
+        pretty(self)
+    }
+
+    pub fn find(&self, revision: &RevisionId) -> Option<&Listed> {
+        self.revisions.iter().find(|listed| listed.revision == *revision)
+    }
+
+    /// The pointer with a revision more, current if it is to be; `None` if nothing changes.
+    pub fn with(&self, listed: &Listed, activate: bool, now: Timestamp, write: &str) -> Option<TemplatePointer> {
+        let is_listed = self.find(&listed.revision).is_some_and(|known| known.manifest == listed.manifest);
+        let moves = activate && self.current.as_ref() != Some(&listed.revision);
+        if is_listed && !moves {
+            return None;
+        }
+        let mut new = self.clone();
+        if !is_listed {
+            new.revisions.retain(|known| known.revision != listed.revision);
+            new.revisions.push(listed.clone());
+        }
+        if moves {
+            new.current = Some(listed.revision.clone());
+            new.history.push(Moved { revision: listed.revision.clone(), at: now, extra: Extra::new() });
+            let surplus = new.history.len().saturating_sub(MOST_HISTORY);
+            new.history.drain(..surplus);
+        }
+        write.clone_into(&mut new.write);
+        Some(new)
+    }
+}
+
+/// A revision to which a cache key leads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Lead {
+    pub template: TemplateId,
+    pub revision: RevisionId,
+    pub manifest: Digest,
+    /// The hash of the sources beside the lock file, if they were given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_hash: Option<Digest>,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `keys/ab/<62 hex digits>.json`: the revisions that were made from a cache key, the first that was pushed first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct KeyPointer {
+    #[serde(flatten)]
+    preamble: Preamble,
+    pub key: CacheKey,
+    pub revisions: Vec<Lead>,
+    /// As in [`TemplatePointer`].
+    pub write: String,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl KeyPointer {
+    pub fn new(key: CacheKey) -> KeyPointer {
+        let (preamble, extra) = (Preamble::ours(), Extra::new());
+        KeyPointer { preamble, key, revisions: Vec::new(), write: String::new(), extra }
+    }
+
+    pub fn from_json(bytes: &[u8], key: &CacheKey) -> Result<KeyPointer, FormatError> {
+        let pointer: KeyPointer = document("key pointer", bytes)?;
+        match pointer.key == *key {
+            true => Ok(pointer),
+            false => Err(FormatError::invalid("key pointer", format!("it is of key {}", pointer.key))),
+        }
+    }
+
+    pub fn to_json(&self) -> Vec<u8> {
+        pretty(self)
+    }
+
+    /// What was made from the same sources, as far as both sides know them.
+    pub fn same_sources(&self, source_hash: Option<Digest>) -> impl Iterator<Item = &Lead> {
+        let differ = move |lead: &Lead| matches!((lead.source_hash, source_hash), (Some(a), Some(b)) if a != b);
+        self.revisions.iter().filter(move |lead| !differ(lead))
+    }
+
+    /// The pointer with a lead more; `None` if it has it.
+    pub fn with(&self, lead: &Lead, write: &str) -> Option<KeyPointer> {
+        if self.revisions.contains(lead) {
+            return None;
+        }
+        let mut new = self.clone();
+        let is_same = |known: &Lead| (&known.template, &known.revision) == (&lead.template, &lead.revision);
+        match new.revisions.iter_mut().find(|known| is_same(known)) {
+            Some(known) => *known = lead.clone(),
+            None => new.revisions.push(lead.clone()),
+        }
+        write.clone_into(&mut new.write);
+        Some(new)
+    }
+}

@@ -1,0 +1,295 @@
+//! Pulling: the manifest is checked before anything is written, each file before it is published.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use rayon::prelude::*;
+
+use super::backend::Backend;
+use super::documents::{FileEntry, LARGEST_DOCUMENT, Manifest};
+use super::download::download;
+use super::error::RemoteError;
+use super::push::template_pointer;
+use super::{Remote, file_parents};
+use crate::core::Core;
+use crate::damage;
+use crate::draft::Draft;
+use crate::error::{Error, Result};
+use crate::format::{Content, OBJECT_MIN_SIZE, RevisionRecord, TemplateSpec};
+use crate::fs::atomic::needs_copy;
+use crate::fs::copy::Advance;
+use crate::fs::read;
+use crate::fs::seal::{holds, looks_sealed};
+use crate::id::{ArtifactPath, Digest, RevisionId, TemplateId};
+use crate::inventory;
+use crate::objects;
+use crate::options::{ArtifactNames, Known, PublishOptions, SealOptions, setters};
+use crate::progress::{Progress, Stage};
+use crate::publish::Outcome;
+use crate::revision::Revision;
+use crate::seal::in_parallel;
+use crate::sealed::{Published, remember_others};
+use crate::work::{DraftDir, Imported, Purpose, Work};
+
+/// How a revision is pulled.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct PullOptions {
+    pub(crate) publish: PublishOptions,
+}
+
+impl PullOptions {
+    setters! {
+        /// Whether it becomes current here, and what must be current for that.
+        publish: PublishOptions,
+    }
+}
+
+/// What a pull did.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Pulled {
+    /// The revision, with its lease.
+    pub revision: Revision,
+    /// Whether it is new here.
+    pub outcome: Outcome,
+    /// Files that came from the remote, and how many bytes they have.
+    pub files_fetched: usize,
+    /// Bytes of those files, holes included.
+    pub bytes_fetched: u64,
+    /// Files that some revision of this store had.
+    pub files_known: usize,
+}
+
+/// Files that were put into a draft.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Fetched {
+    pub files: usize,
+    pub bytes: u64,
+    pub known: usize,
+}
+
+/// Pulls a revision; without an id, the one that is current at the remote.
+pub(super) fn pull(
+    core: &Arc<Core>,
+    remote: &Remote,
+    template: &TemplateId,
+    revision: Option<&RevisionId>,
+    options: &PullOptions,
+    progress: &mut dyn Progress,
+) -> Result<Pulled> {
+    let backend = &remote.backend;
+    drop(core.begin_change()?);
+    let (pointer, _) = backend.wait(template_pointer(backend, template))?;
+    let missing = |what: String| Error::from(RemoteError::NotFound { remote: backend.url.clone(), what });
+    let id = match (revision, &pointer.current) {
+        (Some(id), _) | (None, Some(id)) => id,
+        (None, None) if pointer.revisions.is_empty() => return Err(missing(format!("template {template}"))),
+        (None, None) => return Err(missing(format!("current revision of {template}"))),
+    };
+    let listed = pointer.find(id).ok_or_else(|| missing(format!("revision {template}@{id}")))?;
+    let manifest = fetch_manifest(backend, template, id, &listed.manifest)?;
+    publish(core, backend, manifest, template, &options.publish, progress)
+}
+
+/// The manifest that a pointer names, checked.
+pub(super) fn fetch_manifest(
+    backend: &Backend,
+    template: &TemplateId,
+    revision: &RevisionId,
+    digest: &Digest,
+) -> Result<Manifest> {
+    let path = backend.names.manifest(digest);
+    let damaged = |problem: &str| backend.damaged(&path, problem.to_owned());
+    let (bytes, _) = backend.wait(backend.get(&path, LARGEST_DOCUMENT))?.ok_or_else(|| damaged("it is missing"))?;
+    if Digest::of(&bytes) != *digest {
+        return Err(damaged("its bytes are not those of its digest"));
+    }
+    Manifest::from_json(&bytes, template, revision).map_err(|source| {
+        let (remote, object) = (backend.url.clone(), path.to_string());
+        RemoteError::Format { remote, object, source }.into()
+    })
+}
+
+/// Publishes a revision of a remote in a template, as it was pushed.
+pub(super) fn publish(
+    core: &Arc<Core>,
+    backend: &Backend,
+    manifest: Manifest,
+    template: &TemplateId,
+    options: &PublishOptions,
+    progress: &mut dyn Progress,
+) -> Result<Pulled> {
+    let spec = TemplateSpec { template_id: template.to_string(), ..manifest.template.clone() };
+    let command = format!("pull from {}", backend.url);
+    let purpose = Purpose { template: template.clone(), spec, inputs: None, known: Known::Reuse, command };
+    let mut work = Work::in_dir(core, DraftDir::new(core)?, Box::new(purpose));
+    let fetched = fill(&mut work, backend, &manifest, progress)?;
+    let published = seal_and_publish(Draft { work }, manifest.revision, options, progress)?;
+    Ok(Pulled {
+        revision: published.revision,
+        outcome: published.outcome,
+        files_fetched: fetched.files,
+        bytes_fetched: fetched.bytes,
+        files_known: fetched.known,
+    })
+}
+
+/// Publishes a draft that was filled from a remote, under the id of its record; without one, under that of its contents.
+pub(super) fn seal_and_publish(
+    mut draft: Draft,
+    record: RevisionRecord,
+    options: &PublishOptions,
+    progress: &mut dyn Progress,
+) -> Result<Published> {
+    let id = match record.build.revision_hash.as_str() {
+        "" => None,
+        id => Some(id.parse::<RevisionId>()?),
+    };
+    let seal = SealOptions::default().names(names(&record)?).revision(id);
+    let core = draft.work.core.clone();
+    draft.work.pulled = Some(Box::new(record));
+    let published = draft.seal_with(&seal, progress)?.publish_with(options, progress)?;
+    remember_others(&core, &published.revision);
+    Ok(published)
+}
+
+/// The names that the artifacts of a revision have.
+pub(super) fn names(record: &RevisionRecord) -> Result<ArtifactNames> {
+    let paths = &record.build.artifact_paths;
+    let mut names = ArtifactNames::default()
+        .vmlinux(paths.vmlinux.parse::<ArtifactPath>()?)
+        .rootfs(paths.rootfs.parse::<ArtifactPath>()?)
+        .fc_base_config(paths.fc_base_config.parse::<ArtifactPath>()?);
+    if let Some(initrd) = &paths.initrd {
+        names = names.initrd(initrd.parse::<ArtifactPath>()?);
+    }
+    Ok(names)
+}
+
+/// Puts all files of a manifest into a draft: those that some revision has as links, the others from the remote.
+///
+/// What is fetched is an object at once: after an error, or a kill, the next pull finds it, and a collection takes what no
+/// pull wants.
+pub(super) fn fill(
+    work: &mut Work,
+    backend: &Backend,
+    manifest: &Manifest,
+    progress: &mut dyn Progress,
+) -> Result<Fetched> {
+    let core = work.core.clone();
+    let local = Local::of(&core, &work.purpose.template, &manifest.files)?;
+    let (known, wanted): (Vec<&FileEntry>, Vec<_>) =
+        manifest.files.iter().partition(|file| local.has(&core, &file.content));
+    check_space(&core, &wanted)?;
+    for parent in file_parents(&manifest.files) {
+        core.disk.mkdir(&work.path().join(parent), 0o700)?;
+    }
+    let dir = work.path().to_owned();
+    let mut imported = HashMap::new();
+    let mut fetched = Fetched::default();
+    let mut left = wanted;
+    for file in known {
+        match local.link(&core, &dir, &file.content)? {
+            Some(is_object) => {
+                fetched.known += 1;
+                imported.insert(file.content.path.clone(), Imported { content: file.content.clone(), is_object });
+            }
+            // It went since it was seen.
+            None => left.push(file),
+        }
+    }
+    let bytes = left.iter().map(|file| file.content.size).fold(0, u64::saturating_add);
+    let (large, small): (Vec<&FileEntry>, Vec<_>) = left.iter().partition(|file| file.content.size > SMALL);
+    let got = in_parallel(Stage::Fetching, bytes, progress, |advance| {
+        let one = |file: &FileEntry| fetch(&core, backend, &dir, &file.content, advance);
+        // A large file keeps all threads busy by itself, and has its share of the memory.
+        let mut got = large.into_iter().map(one).collect::<Result<Vec<_>>>()?;
+        got.extend(small.into_par_iter().map(one).collect::<Result<Vec<_>>>()?);
+        Ok(got)
+    })?;
+    (fetched.files, fetched.bytes) = (got.len(), bytes);
+    imported.extend(got.into_iter().map(|one| (one.content.path.clone(), one)));
+    work.imported = imported;
+    Ok(fetched)
+}
+
+/// Files up to this size are fetched several at a time.
+const SMALL: u64 = 8 * 1024 * 1024;
+
+/// Refuses before the first byte what can't fit.
+fn check_space(core: &Core, wanted: &[&FileEntry]) -> Result<()> {
+    let needed = wanted.iter().map(|file| file.data_bytes()).fold(0, u64::saturating_add);
+    let available = read::available_space(core.layout.root())?;
+    if needed <= available {
+        return Ok(());
+    }
+    Err(Error::NoSpace { path: core.layout.root().to_owned(), needed, available })
+}
+
+fn fetch(core: &Core, backend: &Backend, dir: &Utf8Path, content: &Content, advance: Advance) -> Result<Imported> {
+    let to = dir.join(content.path.as_path());
+    download(backend, &core.disk, content, &to, advance)?;
+    let mut is_object = false;
+    if content.size >= OBJECT_MIN_SIZE {
+        let interned = objects::intern(core, &to, content, dir)?;
+        is_object = !matches!(interned, objects::Interned::Private { .. });
+    }
+    Ok(Imported { content: content.clone(), is_object })
+}
+
+/// What this store has of a manifest already.
+struct Local {
+    /// Files that are too small to be objects, by what they hold.
+    small: HashMap<Digest, Utf8PathBuf>,
+    /// Something is known to be damaged: what is linked is read first.
+    is_damaged: bool,
+}
+
+impl Local {
+    fn of(core: &Core, template: &TemplateId, files: &[FileEntry]) -> Result<Local> {
+        let mut small = HashMap::new();
+        if files.iter().any(|file| file.content.size < OBJECT_MIN_SIZE) && inventory::exists(core, template)? {
+            for id in inventory::revisions_of(core, template)? {
+                let bytes = read::bytes(&core.layout.revision_json(template, &id)).unwrap_or_default();
+                let Ok(record) = RevisionRecord::from_json(&bytes) else { continue };
+                for content in record.contents.iter().flatten().filter(|content| content.size < OBJECT_MIN_SIZE) {
+                    small.insert(content.blake3, core.layout.artifact(template, &id, &content.path));
+                }
+            }
+        }
+        Ok(Local { small, is_damaged: damage::is_any(core)? })
+    }
+
+    fn place(&self, core: &Core, content: &Content) -> Option<Utf8PathBuf> {
+        match content.size >= OBJECT_MIN_SIZE {
+            true => Some(core.layout.object(&content.blake3)),
+            false => self.small.get(&content.blake3).cloned(),
+        }
+    }
+
+    fn has(&self, core: &Core, content: &Content) -> bool {
+        let found = self.place(core, content).and_then(|path| Some((read::metadata_if_there(&path).ok()??, path)));
+        found.is_some_and(|(metadata, path)| {
+            looks_sealed(&metadata, content.size)
+                && read::can_share(&metadata)
+                && (!self.is_damaged && content.size >= OBJECT_MIN_SIZE
+                    || holds(&path, &content.blake3).unwrap_or(false))
+        })
+    }
+
+    /// Gives the draft a file that is here; whether it is an object, or `None` if it can't be linked after all.
+    fn link(&self, core: &Core, dir: &Utf8Path, content: &Content) -> Result<Option<bool>> {
+        let to = dir.join(content.path.as_path());
+        if content.size >= OBJECT_MIN_SIZE {
+            return Ok(objects::link(core, (&content.blake3, content.size), &to)?.then_some(true));
+        }
+        let Some(from) = self.place(core, content) else { return Ok(None) };
+        match core.disk.link(&from, &to) {
+            Ok(()) => Ok(Some(true)),
+            Err(error) if error.is_not_found() || needs_copy(error.kind()) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Pushing: files that the remote lacks first, then the manifest, then the pointers. A cut anywhere leaves the old state.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use rayon::prelude::*;
+
+use super::backend::{Backend, Conditions, Swap, Version};
+use super::conditions;
+use super::documents::{
+    FileEntry, KeyPointer, LARGEST_DOCUMENT, Lead, Listed, Manifest, RemoteFormat, TemplatePointer,
+};
+use super::error::RemoteError;
+use super::upload::{Outgoing, upload};
+use super::{Move, Remote};
+use crate::core::Core;
+use crate::error::{Error, Result};
+use crate::format::{Content, Extra, RevisionRecord, TemplateSpec};
+use crate::fs::copy::Advance;
+use crate::fs::read;
+use crate::fs::receive::holes;
+use crate::id::{CacheKey, Digest, RevisionId, TemplateId};
+use crate::options::setters;
+use crate::progress::{Progress, Stage};
+use crate::revision::Revision;
+use crate::seal::in_parallel;
+use crate::template;
+
+/// How a revision is pushed.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct PushOptions {
+    pub(crate) moves: Move,
+}
+
+impl PushOptions {
+    setters! {
+        /// Whether it becomes the remote's current revision, and what that must be for it.
+        moves: Move,
+    }
+}
+
+/// What a push did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Pushed {
+    /// The template.
+    pub template: TemplateId,
+    /// The revision.
+    pub revision: RevisionId,
+    /// Files that the remote did not have, and how many.
+    pub files_sent: usize,
+    /// Files that it had, or that another file of the revision has the bytes of.
+    pub files_known: usize,
+    /// Bytes that were sent, as they are packed.
+    pub bytes_sent: u64,
+    /// Whether the remote's pointer was changed; else it said all this before.
+    pub changed: bool,
+    /// What is current at the remote now.
+    pub current: Option<RevisionId>,
+}
+
+/// A revision as it lies in a directory: published, or about to be.
+pub(super) struct Goods<'a> {
+    pub dir: Utf8PathBuf,
+    pub contents: &'a [Content],
+    pub template: TemplateSpec,
+    pub record: RevisionRecord,
+}
+
+/// Files that were sent.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Sent {
+    pub files: usize,
+    pub known: usize,
+    pub bytes: u64,
+}
+
+/// Pushes a published revision.
+pub(super) fn push(
+    core: &Core,
+    remote: &Remote,
+    revision: &Revision,
+    options: &PushOptions,
+    progress: &mut dyn Progress,
+) -> Result<Pushed> {
+    let backend = &remote.backend;
+    let (id, template) = (revision.id(), revision.template());
+    revision.check()?;
+    let goods = Goods {
+        dir: revision.path(),
+        contents: listed_contents(revision)?,
+        template: template::spec(core, template)?,
+        record: revision.record().clone(),
+    };
+    begin(backend)?;
+    let was = backend.wait(template_pointer(backend, template))?;
+    // Refused before the first byte is sent, if it is to be refused.
+    check_move(core, backend, &was.0, id, &options.moves)?;
+    let (lead, sent) = send(backend, &goods, progress)?;
+    let listed = listed(core, &goods, lead.manifest)?;
+    let (pointer, changed) = move_pointer(core, backend, was, &listed, &options.moves)?;
+    for made in goods.record.made_from() {
+        let lead = Lead { source_hash: made.source_hash, ..lead.clone() };
+        offer_key(backend, made.key(), &lead)?;
+    }
+    Ok(Pushed {
+        template: template.clone(),
+        revision: id.clone(),
+        files_sent: sent.files,
+        files_known: sent.known,
+        bytes_sent: sent.bytes,
+        changed,
+        current: pointer.current,
+    })
+}
+
+fn listed_contents(revision: &Revision) -> Result<&[Content]> {
+    match &revision.record().contents {
+        Some(contents) => Ok(contents),
+        None => {
+            let what = format!("{}@{}", revision.template(), revision.id());
+            let problem = "its digests are not known; publish it again with this store".to_owned();
+            Err(RemoteError::CannotPush { what, problem }.into())
+        }
+    }
+}
+
+/// Makes sure that this is a remote of ours, and that two who push at once are kept apart.
+pub(super) fn begin(backend: &Backend) -> Result<()> {
+    backend.check_writable()?;
+    backend.wait(async {
+        let path = backend.names.format();
+        match backend.get(&path, LARGEST_DOCUMENT).await? {
+            Some((bytes, _)) => RemoteFormat::check(&bytes).map_err(|source| {
+                let (remote, object) = (backend.url.clone(), path.to_string());
+                Error::from(RemoteError::Format { remote, object, source })
+            })?,
+            None => {
+                backend.swap(&path, &Version::Absent, &RemoteFormat::ours()).await?;
+            }
+        }
+        match backend.conditions {
+            Conditions::Server => conditions::prove(backend).await,
+            _ => Ok(()),
+        }
+    })
+}
+
+/// The pointer of a template, and what it is; an empty one if there is none.
+pub(super) async fn template_pointer(backend: &Backend, id: &TemplateId) -> Result<(TemplatePointer, Version)> {
+    let path = backend.names.template(id);
+    match backend.get(&path, LARGEST_DOCUMENT).await? {
+        None => Ok((TemplatePointer::new(id.clone()), Version::Absent)),
+        Some((bytes, version)) => {
+            let pointer = TemplatePointer::from_json(&bytes, id).map_err(|source| {
+                let (remote, object) = (backend.url.clone(), path.to_string());
+                Error::from(RemoteError::Format { remote, object, source })
+            })?;
+            Ok((pointer, version))
+        }
+    }
+}
+
+/// The pointer of a key, and what it is; an empty one if there is none.
+pub(super) async fn key_pointer(backend: &Backend, key: &CacheKey) -> Result<(KeyPointer, Version)> {
+    let path = backend.names.key(key);
+    match backend.get(&path, LARGEST_DOCUMENT).await? {
+        None => Ok((KeyPointer::new(*key), Version::Absent)),
+        Some((bytes, version)) => {
+            let pointer = KeyPointer::from_json(&bytes, key).map_err(|source| {
+                let (remote, object) = (backend.url.clone(), path.to_string());
+                Error::from(RemoteError::Format { remote, object, source })
+            })?;
+            Ok((pointer, version))
+        }
+    }
+}
+
+/// Refuses to put a revision in the place of one that the caller does not know of.
+fn check_move(
+    core: &Core,
+    backend: &Backend,
+    pointer: &TemplatePointer,
+    revision: &RevisionId,
+    moves: &Move,
+) -> Result<()> {
+    let current = pointer.current.as_ref();
+    let expected = match moves {
+        Move::No => return Ok(()),
+        _ if current == Some(revision) => return Ok(()),
+        Move::Forward => match current {
+            None => return Ok(()),
+            Some(theirs) if read::exists(&core.layout.revision(&pointer.template, theirs))? => return Ok(()),
+            Some(_) => "a revision that this store has".to_owned(),
+        },
+        Move::FromAbsent if current.is_none() => return Ok(()),
+        Move::From(expected) if current == Some(expected) => return Ok(()),
+        Move::FromAbsent => "none".to_owned(),
+        Move::From(expected) => expected.to_string(),
+    };
+    Err(moved(backend, &pointer.template, expected, current))
+}
+
+fn moved(backend: &Backend, template: &TemplateId, expected: String, found: Option<&RevisionId>) -> Error {
+    let found = found.map_or_else(|| "none".to_owned(), RevisionId::to_string);
+    RemoteError::Moved { remote: backend.url.clone(), template: template.clone(), expected, found }.into()
+}
+
+/// Sends the files that the remote lacks, and the manifest.
+pub(super) fn send(backend: &Backend, goods: &Goods, progress: &mut dyn Progress) -> Result<(Lead, Sent)> {
+    let by_digest: BTreeMap<Digest, Content> = goods.contents.iter().map(|one| (one.blake3, one.clone())).collect();
+    let missing = backend.wait(missing(backend, by_digest.into_values().collect()))?;
+    let bytes = missing.iter().map(|content| content.size).fold(0, u64::saturating_add);
+    let (large, small): (Vec<&Content>, Vec<_>) = missing.iter().partition(|content| content.size > SMALL);
+    let sent = in_parallel(Stage::Sending, bytes, progress, |advance| {
+        // A large file keeps all threads busy by itself, and has its share of the memory.
+        let of_large = large.iter().map(|content| send_file(backend, &goods.dir, content, advance));
+        let of_large = of_large.sum::<Result<u64>>()?;
+        let of_small = small.par_iter().map(|content| send_file(backend, &goods.dir, content, advance));
+        Ok(of_large + of_small.sum::<Result<u64>>()?)
+    })?;
+    let files = missing.len();
+    let manifest = manifest(goods)?;
+    let digest = Digest::of(&manifest);
+    backend.wait(put_manifest(backend, &digest, &manifest))?;
+    let lead = Lead {
+        template: goods.template.template_id.parse()?,
+        revision: goods.record.build.revision_hash.parse()?,
+        manifest: digest,
+        source_hash: goods.record.source_hash,
+        extra: Extra::new(),
+    };
+    Ok((lead, Sent { files, known: goods.contents.len() - files, bytes: sent }))
+}
+
+/// Files up to this size are sent several at a time.
+const SMALL: u64 = 8 * 1024 * 1024;
+
+/// Requests that are on their way at once, where each is small.
+const AT_ONCE: usize = 16;
+
+async fn missing(backend: &Backend, contents: Vec<Content>) -> Result<Vec<Content>> {
+    let look = |content: Content| async move {
+        let found = backend.len(&backend.names.blob(&content.blake3)).await?;
+        Ok::<_, Error>(found.is_none().then_some(content))
+    };
+    let found: Vec<Option<Content>> = stream::iter(contents).map(look).buffered(AT_ONCE).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+async fn put_manifest(backend: &Backend, digest: &Digest, bytes: &[u8]) -> Result<()> {
+    let path = backend.names.manifest(digest);
+    match backend.len(&path).await? {
+        Some(len) if len == bytes.len() as u64 => Ok(()),
+        _ => backend.put(&path, bytes::Bytes::copy_from_slice(bytes)).await,
+    }
+}
+
+fn send_file(backend: &Backend, dir: &Utf8Path, content: &Content, advance: Advance) -> Result<u64> {
+    let path = dir.join(content.path.as_path());
+    let file = read::open(&path)?;
+    let holes = holes(&file, &path, content.size)?;
+    upload(backend, &Outgoing { file: &file, path: &path, content, holes: &holes }, advance)
+}
+
+/// Holes of less than this are not worth a line of the manifest.
+const WORTHWHILE: u64 = 1024 * 1024;
+const MOST_HOLES: usize = 1000;
+
+fn manifest(goods: &Goods) -> Result<Vec<u8>> {
+    let entry = |content: &Content| -> Result<FileEntry> {
+        let path = goods.dir.join(content.path.as_path());
+        let mut holes = holes(&read::open(&path)?, &path, content.size)?;
+        holes.retain(|hole| hole.end - hole.start >= WORTHWHILE);
+        holes.truncate(MOST_HOLES);
+        Ok(FileEntry::new(content.clone(), &holes))
+    };
+    let files = goods.contents.iter().map(entry).collect::<Result<_>>()?;
+    let mut record = goods.record.clone();
+    // What is only true of this host stays here.
+    (record.published_at, record.adopted_at, record.reused_from) = (None, None, None);
+    record.build.snapshot = None;
+    Ok(Manifest::new(goods.template.clone(), record, files).to_json())
+}
+
+pub(super) fn listed(core: &Core, goods: &Goods, manifest: Digest) -> Result<Listed> {
+    Ok(Listed {
+        revision: goods.record.build.revision_hash.parse()?,
+        manifest,
+        bytes: goods.contents.iter().map(|content| content.size).fold(0, u64::saturating_add),
+        pushed_at: core.now(),
+        extra: Extra::new(),
+    })
+}
+
+/// Adds a revision to the template's pointer, and moves `current` there if it is to.
+pub(super) fn move_pointer(
+    core: &Core,
+    backend: &Backend,
+    (mut pointer, mut version): (TemplatePointer, Version),
+    listed: &Listed,
+    moves: &Move,
+) -> Result<(TemplatePointer, bool)> {
+    let path = backend.names.template(&pointer.template);
+    let seen = pointer.current.clone();
+    let activate = *moves != Move::No;
+    loop {
+        let Some(new) = pointer.with(listed, activate, core.now(), &unique()) else { return Ok((pointer, false)) };
+        match backend.wait(backend.swap(&path, &version, &new.to_json()))? {
+            Swap::Done => return Ok((new, true)),
+            Swap::Lost => {}
+        }
+        // Somebody else changed it. That is no matter as long as what was current still is.
+        (pointer, version) = backend.wait(template_pointer(backend, &pointer.template))?;
+        let is_there = pointer.current.as_ref() == Some(&listed.revision);
+        if activate && pointer.current != seen && !is_there {
+            let expected = seen.as_ref().map_or_else(|| "none".to_owned(), RevisionId::to_string);
+            return Err(moved(backend, &pointer.template, expected, pointer.current.as_ref()));
+        }
+    }
+}
+
+/// Adds a revision to those that a key leads to, behind those that are there.
+pub(super) fn offer_key(backend: &Backend, key: CacheKey, lead: &Lead) -> Result<()> {
+    loop {
+        let (pointer, version) = backend.wait(key_pointer(backend, &key))?;
+        let Some(new) = pointer.with(lead, &unique()) else { return Ok(()) };
+        if backend.wait(backend.swap(&backend.names.key(&key), &version, &new.to_json()))? == Swap::Done {
+            return Ok(());
+        }
+    }
+}
+
+/// A text that no other write has.
+pub(super) fn unique() -> String {
+    let random = || RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", random(), random())
+}

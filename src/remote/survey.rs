@@ -1,0 +1,190 @@
+//! Looking through a remote: what it has, and whether all of it is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use jiff::Timestamp;
+
+use super::backend::Backend;
+use super::documents::{KeyPointer, LARGEST_DOCUMENT, Manifest, TemplatePointer};
+use super::download::read_through;
+use super::error::RemoteError;
+use super::pull::fetch_manifest;
+use super::push::template_pointer;
+use crate::error::{Error, Result};
+use crate::format::Content;
+use crate::id::{Digest, RevisionId, TemplateId};
+use crate::progress::{Progress, Stage};
+use crate::seal::in_parallel;
+
+/// A template of a remote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RemoteTemplate {
+    /// Its id.
+    pub template: TemplateId,
+    /// What is current there.
+    pub current: Option<RevisionId>,
+    /// Its revisions, the first that was pushed first.
+    pub revisions: Vec<RemoteRevision>,
+    /// Who was current and since when, the oldest first.
+    pub history: Vec<(RevisionId, Timestamp)>,
+}
+
+/// A revision of a remote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RemoteRevision {
+    /// Its id.
+    pub revision: RevisionId,
+    /// Bytes of its files, holes included.
+    pub bytes: u64,
+    /// When it was pushed.
+    pub pushed_at: Timestamp,
+}
+
+/// What a look through a remote found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RemoteReport {
+    /// Templates, keys, revisions and files that were looked at.
+    pub templates: usize,
+    /// Pointers of cache keys.
+    pub keys: usize,
+    /// Manifests.
+    pub revisions: usize,
+    /// Files; each counts once.
+    pub files: usize,
+    /// What is wrong.
+    pub findings: Vec<RemoteFinding>,
+}
+
+/// Something in a remote that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RemoteFinding {
+    /// The object.
+    pub object: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// Requests that are on their way at once, where each is small.
+const AT_ONCE: usize = 16;
+
+async fn template_ids(backend: &Backend) -> Result<Vec<TemplateId>> {
+    let place = backend.names.templates();
+    let listed = backend.objects.list(Some(&place)).map_ok(|meta| meta.location);
+    let found: Vec<_> = listed.try_collect().await.map_err(|error| backend.failed("list", &place, &error))?;
+    let mut ids: Vec<TemplateId> = found.iter().filter_map(|path| backend.names.template_of(path)).collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// All templates, sorted by their ids.
+pub(super) async fn templates(backend: &Backend) -> Result<Vec<RemoteTemplate>> {
+    let ids = template_ids(backend).await?;
+    let read = |id: TemplateId| async move { Ok::<_, Error>(described(template_pointer(backend, &id).await?.0)) };
+    stream::iter(ids).map(read).buffered(AT_ONCE).try_collect().await
+}
+
+fn described(pointer: TemplatePointer) -> RemoteTemplate {
+    let revision = |listed: super::documents::Listed| RemoteRevision {
+        revision: listed.revision,
+        bytes: listed.bytes,
+        pushed_at: listed.pushed_at,
+    };
+    RemoteTemplate {
+        template: pointer.template,
+        current: pointer.current,
+        revisions: pointer.revisions.into_iter().map(revision).collect(),
+        history: pointer.history.into_iter().map(|moved| (moved.revision, moved.at)).collect(),
+    }
+}
+
+/// A manifest that a pointer names.
+type Named = (TemplateId, RevisionId, Digest);
+
+/// Looks through everything that pointers lead to.
+pub(super) fn verify(backend: &Backend, data: bool, progress: &mut dyn Progress) -> Result<RemoteReport> {
+    let mut report = RemoteReport::default();
+    let mut named: BTreeSet<Named> = BTreeSet::new();
+    for id in backend.wait(template_ids(backend))? {
+        report.templates += 1;
+        if let Some((pointer, _)) = sound(&mut report, backend.wait(template_pointer(backend, &id)))? {
+            named.extend(pointer.revisions.into_iter().map(|listed| (id.clone(), listed.revision, listed.manifest)));
+        }
+    }
+    for pointer in backend.wait(keys(backend))? {
+        report.keys += 1;
+        if let Some(pointer) = sound(&mut report, pointer)? {
+            named.extend(pointer.revisions.into_iter().map(|lead| (lead.template, lead.revision, lead.manifest)));
+        }
+    }
+    let mut files: BTreeMap<Digest, Content> = BTreeMap::new();
+    for (template, revision, digest) in named {
+        report.revisions += 1;
+        let manifest: Option<Manifest> = sound(&mut report, fetch_manifest(backend, &template, &revision, &digest))?;
+        files
+            .extend(manifest.into_iter().flat_map(|found| found.files).map(|file| (file.content.blake3, file.content)));
+    }
+    report.files = files.len();
+    check_files(backend, files.into_values().collect(), data, &mut report, progress)?;
+    Ok(report)
+}
+
+/// What was read, or `None` and a finding if it is damaged.
+fn sound<T>(report: &mut RemoteReport, read: Result<T>) -> Result<Option<T>> {
+    let finding = match read {
+        Ok(read) => return Ok(Some(read)),
+        Err(Error::Remote(RemoteError::Damaged { object, problem, .. })) => RemoteFinding { object, problem },
+        Err(Error::Remote(RemoteError::Format { object, source, .. })) => {
+            RemoteFinding { object, problem: source.to_string() }
+        }
+        Err(error) => return Err(error),
+    };
+    report.findings.push(finding);
+    Ok(None)
+}
+
+async fn keys(backend: &Backend) -> Result<Vec<Result<KeyPointer>>> {
+    let place = backend.names.keys();
+    let listed = backend.objects.list(Some(&place)).map_ok(|meta| meta.location);
+    let found: Vec<_> = listed.try_collect().await.map_err(|error| backend.failed("list", &place, &error))?;
+    let read = |path: object_store::path::Path| async move {
+        let Some(key) = backend.names.key_of(&path) else { return Ok(None) };
+        // One that went since it was listed is none.
+        let Some((bytes, _)) = backend.get(&path, LARGEST_DOCUMENT).await? else { return Ok(None) };
+        let pointer = KeyPointer::from_json(&bytes, &key);
+        let (remote, object) = (backend.url.clone(), path.to_string());
+        pointer.map(Some).map_err(|source| RemoteError::Format { remote, object, source }.into())
+    };
+    let read: Vec<Result<Option<KeyPointer>>> = stream::iter(found).map(read).buffered(AT_ONCE).collect().await;
+    Ok(read.into_iter().filter_map(Result::transpose).collect())
+}
+
+fn check_files(
+    backend: &Backend,
+    files: Vec<Content>,
+    data: bool,
+    report: &mut RemoteReport,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    if !data {
+        let look = |content: Content| async move {
+            let path = backend.names.blob(&content.blake3);
+            match backend.len(&path).await? {
+                Some(len) if len <= super::frames::most_object_bytes(content.size) => Ok(()),
+                Some(len) => Err(backend.damaged(&path, format!("it has {len} bytes for a file of {}", content.size))),
+                None => Err(backend.damaged(&path, "it is missing".into())),
+            }
+        };
+        let looked: Vec<Result<()>> = backend.wait(stream::iter(files).map(look).buffered(AT_ONCE).collect());
+        return looked.into_iter().try_for_each(|looked| sound(report, looked).map(drop));
+    }
+    let bytes = files.iter().map(|content| content.size).fold(0, u64::saturating_add);
+    let read = in_parallel(Stage::Verifying, bytes, progress, |advance| {
+        Ok(files.iter().map(|content| read_through(backend, content, advance)).collect::<Vec<_>>())
+    })?;
+    read.into_iter().try_for_each(|read| sound(report, read).map(drop))
+}

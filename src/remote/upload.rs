@@ -1,0 +1,165 @@
+//! A file on its way to a remote: read, hashed and packed by some threads while others send what is packed.
+
+use std::fs::File;
+use std::ops::Range;
+
+use bytes::Bytes;
+use camino::Utf8Path;
+use object_store::path::Path;
+use object_store::{MultipartUpload, ObjectStoreExt};
+use rayon::prelude::*;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::task::JoinSet;
+
+use super::backend::Backend;
+use super::frames::{Encoder, FRAME, TableWriter};
+use crate::error::{At, Error, Result};
+use crate::format::Content;
+use crate::fs::copy::Advance;
+use crate::fs::read;
+
+/// Servers want parts of at least 5 MiB, all of one size but the last, and at most 10,000 of them.
+const PART: usize = 8 * 1024 * 1024;
+const MOST_PARTS: u64 = 9000;
+
+/// Parts that are on their way at once, and parts that wait for it.
+const IN_FLIGHT: usize = 4;
+const WAITING: usize = 1;
+
+/// Frames that are made at once.
+const BATCH: usize = 4;
+
+/// A part of what is sent.
+enum Packed {
+    Part(Bytes),
+    /// The last: only now is it known that the file is what it was to be.
+    Last(Bytes),
+}
+
+/// A file of a revision.
+pub(super) struct Outgoing<'a> {
+    pub file: &'a File,
+    pub path: &'a Utf8Path,
+    pub content: &'a Content,
+    pub holes: &'a [Range<u64>],
+}
+
+/// Sends a file; gives the bytes that were sent. The remote has all of it afterwards, or nothing.
+pub(super) fn upload(backend: &Backend, outgoing: &Outgoing, advance: Advance) -> Result<u64> {
+    backend.check_writable()?;
+    let name = backend.names.blob(&outgoing.content.blake3);
+    let (send, receive) = channel(WAITING);
+    // Neither on the caller's thread: that one may belong to a runtime, which does not let it wait.
+    let (packed, sent) = std::thread::scope(|scope| {
+        let packing = scope.spawn(|| pack(outgoing, send, advance));
+        let sent = backend.wait(send_parts(backend, &name, receive));
+        (packing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), sent)
+    });
+    // A server that refuses stops the packing, and a file that is damaged the sending.
+    match (packed?, sent?) {
+        (true, Some(bytes)) => Ok(bytes),
+        _ => {
+            let problem = "it is not what was published; `template-store verify --repair` may mend it".to_owned();
+            Err(Error::Damaged { path: outgoing.path.to_owned(), problem })
+        }
+    }
+}
+
+/// Packs the file. `false`: it is not the file that it was to be, or nobody takes what is packed any more.
+fn pack(outgoing: &Outgoing, send: Sender<Packed>, advance: Advance) -> Result<bool> {
+    let (size, part) = (outgoing.content.size, part_size(outgoing.content.size));
+    let (mut hasher, mut table, mut packed) = (blake3::Hasher::new(), TableWriter::default(), Vec::new());
+    for start in (0..size).step_by(FRAME * BATCH) {
+        let frames = make_frames(outgoing, start)?;
+        for (bytes, frame) in frames {
+            hasher.update(&bytes);
+            table.add(frame.len(), bytes.len());
+            packed.extend(frame);
+            advance(bytes.len() as u64);
+        }
+        while packed.len() > part {
+            let rest = packed.split_off(part);
+            if send.blocking_send(Packed::Part(std::mem::replace(&mut packed, rest).into())).is_err() {
+                return Ok(false);
+            }
+        }
+    }
+    if hasher.finalize().as_bytes() != outgoing.content.blake3.as_bytes() {
+        return Ok(false);
+    }
+    packed.extend(table.finish());
+    while packed.len() > part {
+        let rest = packed.split_off(part);
+        if send.blocking_send(Packed::Part(std::mem::replace(&mut packed, rest).into())).is_err() {
+            return Ok(false);
+        }
+    }
+    Ok(send.blocking_send(Packed::Last(packed.into())).is_ok())
+}
+
+/// The next frames, and the bytes that each stands for.
+fn make_frames(outgoing: &Outgoing, start: u64) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let Outgoing { file, path, content, holes } = outgoing;
+    let end = content.size.min(start + (FRAME * BATCH) as u64);
+    let starts: Vec<u64> = (start..end).step_by(FRAME).collect();
+    let frame = |at: u64| -> Result<(Vec<u8>, Vec<u8>)> {
+        let len = FRAME.min((end - at) as usize);
+        let is_hole = holes.iter().any(|hole| hole.start <= at && at + len as u64 <= hole.end);
+        let bytes = if is_hole { vec![0; len] } else { read::piece(file, path, at, len)? };
+        let packed = Encoder::new().and_then(|mut encoder| encoder.frame(&bytes)).at("compress", path)?;
+        Ok((bytes, packed))
+    };
+    starts.into_par_iter().map(frame).collect()
+}
+
+fn part_size(size: u64) -> usize {
+    PART.max((size / MOST_PARTS) as usize)
+}
+
+/// Sends what is packed; `None` when that ends before the last part.
+async fn send_parts(backend: &Backend, name: &Path, mut parts: Receiver<Packed>) -> Result<Option<u64>> {
+    let first = match parts.recv().await {
+        None => return Ok(None),
+        Some(Packed::Last(bytes)) => {
+            let len = bytes.len() as u64;
+            return backend.put(name, bytes).await.map(|()| Some(len));
+        }
+        Some(Packed::Part(bytes)) => bytes,
+    };
+    let failed = |error| backend.failed("write", name, &error);
+    let mut upload = backend.objects.put_multipart(name).await.map_err(failed)?;
+    match send_all(&mut *upload, first, &mut parts).await {
+        Ok(Some(bytes)) => {
+            upload.complete().await.map_err(failed)?;
+            Ok(Some(bytes))
+        }
+        ended => {
+            // Else the server keeps, and bills, the parts that came.
+            let _ = upload.abort().await;
+            ended.map_err(failed)
+        }
+    }
+}
+
+async fn send_all(
+    upload: &mut dyn MultipartUpload,
+    first: Bytes,
+    parts: &mut Receiver<Packed>,
+) -> object_store::Result<Option<u64>> {
+    let (mut in_flight, mut sent, mut next) = (JoinSet::new(), 0, Some(Packed::Part(first)));
+    let mut is_whole = false;
+    while let Some(part) = next {
+        is_whole = matches!(part, Packed::Last(_));
+        let (Packed::Part(bytes) | Packed::Last(bytes)) = part;
+        sent += bytes.len() as u64;
+        in_flight.spawn(upload.put_part(bytes.into()));
+        while in_flight.len() >= IN_FLIGHT {
+            in_flight.join_next().await.expect("there are some")??;
+        }
+        next = if is_whole { None } else { parts.recv().await };
+    }
+    while let Some(done) = in_flight.join_next().await {
+        done??;
+    }
+    Ok(is_whole.then_some(sent))
+}
