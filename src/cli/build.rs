@@ -44,7 +44,7 @@ pub(crate) fn build(session: &Session, args: &Args) -> Result {
                     report(session.output, "pulled", &published, terminal.notes());
                     return Ok(Status::Done);
                 }
-                Found::Nothing(draft) => draft,
+                Found::Nothing(draft) => *draft,
             };
             let draft = match run(draft, &args.command)? {
                 Ran::Wrote(draft) => draft,

@@ -22,7 +22,7 @@ pub(crate) struct Cache {
 /// What became of a draft.
 pub(crate) enum Found {
     Published(Box<Published>),
-    Nothing(Draft),
+    Nothing(Box<Draft>),
 }
 
 impl Cache {
@@ -39,7 +39,7 @@ impl Cache {
         output: &Output,
         terminal: &mut Terminal,
     ) -> Result<Found> {
-        let Some(settings) = &self.settings else { return Ok(Found::Nothing(draft)) };
+        let Some(settings) = &self.settings else { return Ok(Found::Nothing(Box::new(draft))) };
         let remote = match Remote::open_briefly(settings) {
             Ok(remote) => remote,
             Err(error) => {
@@ -49,14 +49,14 @@ impl Cache {
         };
         match draft.publish_from(&remote, options, terminal)? {
             FromRemote::Published(published) => Ok(Found::Published(published)),
-            FromRemote::Nothing(draft) => Ok(Found::Nothing(draft)),
+            FromRemote::Nothing(draft) => Ok(Found::Nothing(Box::new(draft))),
             FromRemote::Failed(draft, error) => {
                 if self.required {
                     draft.abandon()?;
                     return Err(error.into());
                 }
                 self.do_without(&error, output);
-                Ok(Found::Nothing(draft))
+                Ok(Found::Nothing(Box::new(draft)))
             }
         }
     }

@@ -122,7 +122,7 @@ async fn fetch(backend: &Backend, name: &Path, size: u64, send: Sender<Part>) ->
         return Ok(());
     }
     let len = backend.len(name).await?.ok_or_else(missing)?;
-    if len > most {
+    if len > most || len < FOOTER {
         return Err(backend.damaged(name, format!("it has {len} bytes for a file of {size}")));
     }
     let parts = stream::iter(parts(table(backend, name, len, size).await?));

@@ -28,6 +28,7 @@ mod powercut;
 mod process;
 mod program;
 mod publish;
+mod remote;
 mod removal;
 mod repair;
 mod reuse;

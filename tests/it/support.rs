@@ -75,8 +75,13 @@ impl Place {
 
     /// The program, told to use the store of this place.
     pub fn program(&self, words: &[&str]) -> Command {
+        self.program_of(&self.root(), words)
+    }
+
+    /// The program, told to use another store, as on another host.
+    pub fn program_of(&self, store: &Utf8Path, words: &[&str]) -> Command {
         let mut command = Command::new(program());
-        command.args(["--store", self.root().as_str()]).args(words).stdin(Stdio::null());
+        command.args(["--store", store.as_str()]).args(words).stdin(Stdio::null());
         command.env_remove("MVM_DATA_DIR").env_remove("TEMPLATE_STORE_DIR").current_dir(&self.path);
         command
     }

@@ -1,0 +1,137 @@
+//! A remote as a cache of builds: here, else there, else built and pushed.
+
+use std::collections::HashSet;
+use std::fs;
+
+use template_store::{Build, FromRemote, PublishOptions, Store};
+
+use super::server::{self, KEY, SECRET};
+use super::{assert_sound, host, with_each};
+use crate::support::{Place, Ran, Running, assert_right, draft, image, inputs, script};
+
+/// Builds as a host does: here, else there, else by itself.
+fn build(store: &Store, remote: &template_store::Remote, label: &str) -> (template_store::RevisionId, &'static str) {
+    let draft = match store.build(&"web".parse().unwrap(), &inputs("lock")).unwrap() {
+        Build::Reused(revision) => return (revision.id().clone(), "reused"),
+        Build::Draft(draft) => draft,
+    };
+    let options = PublishOptions::default();
+    match draft.publish_from(remote, &options, &mut ()).unwrap() {
+        FromRemote::Published(published) => (published.revision.id().clone(), "fetched"),
+        FromRemote::Nothing(draft) => {
+            image(draft.path(), label);
+            let shared = draft.seal().unwrap().publish_shared(remote, &options, &mut ()).unwrap();
+            assert!(shared.failed.is_none(), "{:?}", shared.failed);
+            assert_right(&shared.published.revision);
+            (shared.published.revision.id().clone(), if shared.theirs { "theirs" } else { "built" })
+        }
+        FromRemote::Failed(_, error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn what_one_host_built_others_fetch() {
+    with_each(&Place::new(), |place, kind| {
+        let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
+        let (built, how) = build(&a, &remote, "one");
+        assert_eq!(how, "built");
+        assert_eq!(build(&b, &remote, "two"), (built.clone(), "fetched"));
+        assert_eq!(build(&b, &remote, "three"), (built.clone(), "reused"));
+        let c = host(place, "c");
+        let found = c.lookup_remote(&remote, None, &inputs("lock"), &PublishOptions::default(), &mut ()).unwrap();
+        assert_eq!(found.unwrap().id(), &built);
+        assert!(c.lookup(None, &inputs("lock")).unwrap().is_some());
+        assert!(!remote.knows(&inputs("other lock")).unwrap());
+        assert_sound(&remote);
+    });
+}
+
+#[test]
+fn of_two_hosts_that_build_at_once_the_first_to_push_wins() {
+    with_each(&Place::new(), |place, kind| {
+        let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
+        let drafts = [&a, &b].map(|store| draft(store, "web", &inputs("lock")));
+        let options = PublishOptions::default();
+        let ended: Vec<_> = drafts
+            .into_iter()
+            .enumerate()
+            .map(|(number, draft)| {
+                image(draft.path(), &format!("host {number}"));
+                draft.seal().unwrap().publish_shared(&remote, &options, &mut ()).unwrap()
+            })
+            .collect();
+        assert_eq!(ended.iter().map(|shared| shared.theirs).collect::<Vec<_>>(), [false, true]);
+        let ids: HashSet<_> = ended.iter().map(|shared| shared.published.revision.id()).collect();
+        assert_eq!(ids.len(), 1);
+        let listed = &remote.templates().unwrap()[0].revisions;
+        assert_eq!(listed.len(), 1, "{listed:?}");
+        assert_eq!(b.revisions(&"web".parse().unwrap()).unwrap().len(), 1, "nothing is left of what gave way");
+        assert_sound(&remote);
+    });
+}
+
+/// `build web --remote … --push` from 16 processes on four hosts, each of which would build something else.
+fn build_everywhere(place: &Place, words: &[&str], env: &[(&str, &str)]) -> Vec<Ran> {
+    let started: Vec<Running> = (0..16)
+        .map(|number| {
+            let root = place.join(&format!("host-{}", number % 4));
+            let script = script(&format!("process {number}"));
+            let mut build = place.build_words("web", "lock", &["--json", "--push"], &script);
+            let at = build.iter().position(|word| word == "--").unwrap();
+            build.splice(at..at, words.iter().map(|word| (*word).to_owned()));
+            let build: Vec<&str> = build.iter().map(String::as_str).collect();
+            Running::start(place.program_of(&root, &build).envs(env.iter().copied()))
+        })
+        .collect();
+    started.into_iter().map(|running| running.end().with_code(0)).collect()
+}
+
+#[test]
+fn sixteen_processes_on_four_hosts_end_with_one_revision() {
+    let place = Place::new();
+    let hub = place.join("hub");
+    fs::create_dir(&hub).unwrap();
+    let ran = build_everywhere(&place, &["--remote", hub.as_str()], &[]);
+    let ids: HashSet<_> = ran.iter().map(|ran| ran.json()["revision"].to_string()).collect();
+    assert_eq!(ids.len(), 1, "{ids:?}");
+    let listed = place.done(&["remote", "ls", hub.as_str(), "--json"]).json();
+    assert_eq!(listed["templates"][0]["revisions"].as_array().unwrap().len(), 1);
+
+    let Some(bucket) = server::bucket() else { return };
+    let place = Place::new();
+    for number in 0..4 {
+        let root = place.join(&format!("host-{number}"));
+        let (url, endpoint) = (bucket.url(), &bucket.endpoint);
+        let words = ["remote", "add", "hub", &url, "--allow-http", "--endpoint", endpoint];
+        Ran::of(place.program_of(&root, &words).output().unwrap()).with_code(0);
+    }
+    let env = [("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", SECRET)];
+    let ran = build_everywhere(&place, &["--remote", "hub"], &env);
+    let ids: HashSet<_> = ran.iter().map(|ran| ran.json()["revision"].to_string()).collect();
+    assert_eq!(ids.len(), 1, "{ids:?}");
+    assert_eq!(bucket.remote().templates().unwrap()[0].revisions.len(), 1);
+    assert_sound(&bucket.remote());
+}
+
+#[test]
+fn without_the_remote_it_is_built_unless_the_remote_is_required() {
+    let place = Place::new();
+    let dead = ["remote", "add", "dead", "s3://images/x", "--endpoint", "http://127.0.0.1:1", "--allow-http"];
+    place.done(&dead);
+    let with = |more: &[&str], lock: &str| {
+        let mut words = place.build_words("web", lock, more, &script("one"));
+        words.insert(0, "--json".into());
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut command = place.program(&words);
+        command.env("AWS_ACCESS_KEY_ID", "k").env("AWS_SECRET_ACCESS_KEY", "s");
+        Ran::of(command.output().unwrap())
+    };
+    let ran = with(&["--remote", "dead", "--push"], "one").with_code(0);
+    assert!(ran.err.contains("going on without the remote") && ran.json()["result"] == "built", "{}", ran.err);
+    let ran = with(&["--remote", "dead", "--remote-required"], "two").with_code(1);
+    assert!(ran.err.contains("Connection refused"), "{}", ran.err);
+    assert!(!ran.out.contains("secret") && !ran.err.contains("AWS_SECRET_ACCESS_KEY=s"));
+    // Nobody was told that the build failed: the next builds.
+    with(&[], "two").with_code(0);
+    with(&["--remote", "nowhere"], "three").with_code(3);
+}

@@ -1,0 +1,122 @@
+//! Every request of a push and of a pull fails in every way: the remote is as it was, or as it was to be.
+
+use std::sync::Arc;
+
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use template_store::{Error, ErrorKind, RemoteError, RevisionId, Store};
+
+use super::faulty::{FAULTS, Fault, Faulty};
+use super::{assert_sound, current, host, in_memory, publish, pull, push};
+use crate::support::{Place, assert_clean, assert_error, assert_right, id};
+
+/// A remote with a first revision, and a store with a second.
+fn prepared(place: &Place, a: &Store) -> (Arc<InMemory>, [RevisionId; 2]) {
+    let memory = Arc::new(InMemory::new());
+    let first = publish(place, a, "first");
+    push(a, &in_memory(memory.clone()), &first).unwrap();
+    let second = publish(place, a, "second");
+    (memory, [first.id().clone(), second.id().clone()])
+}
+
+#[test]
+fn a_push_that_is_cut_anywhere_leaves_the_old_or_the_new() {
+    let place = Place::new();
+    let a = host(&place, "a");
+    let (memory, [first, second]) = prepared(&place, &a);
+    let fork = |memory: &InMemory| Arc::new(memory.fork());
+    let second_revision = a.revision(&id("web"), &second).unwrap();
+
+    let counting = Faulty::counting(fork(&memory));
+    push(&a, &in_memory(counting.clone()), &second_revision).unwrap();
+    let requests = counting.requests();
+    assert!(requests > 10, "{requests}");
+    let (mut failed, mut done) = (0, 0);
+    for fault in FAULTS {
+        for request in 0..requests {
+            let copy = fork(&memory);
+            let ended = push(&a, &in_memory(Faulty::at(copy.clone(), fault, request)), &second_revision);
+            match &ended {
+                Ok(_) => done += 1,
+                Err(_) => failed += 1,
+            }
+            let remote = in_memory(copy.clone());
+            let now = current(&remote).unwrap();
+            let what = format!("{fault:?} at request {request} of {requests}: {ended:?}");
+            assert!(now == second || ended.is_err() && now == first, "{what}");
+            assert_sound(&remote);
+            // Whoever comes then finds all of it, and the next attempt ends it.
+            let b = host(&place, "b");
+            assert_right(&pull(&b, &remote, None).unwrap().revision);
+            std::fs::remove_dir_all(b.layout().root()).unwrap();
+            push(&a, &remote, &second_revision).unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert_eq!(current(&remote), Some(second.clone()), "{what}");
+        }
+    }
+    println!("{failed} pushes failed, {done} did not, and left the old or the new");
+    assert!(failed > requests && done > 0);
+}
+
+#[test]
+fn a_pull_that_is_cut_anywhere_leaves_nothing_that_is_seen() {
+    let place = Place::new();
+    let a = host(&place, "a");
+    let (memory, [_, second]) = prepared(&place, &a);
+    push(&a, &in_memory(memory.clone()), &a.revision(&id("web"), &second).unwrap()).unwrap();
+
+    let counting = Faulty::counting(memory.clone());
+    pull(&host(&place, "whole"), &in_memory(counting.clone()), None).unwrap();
+    let mut failed = 0;
+    for fault in FAULTS {
+        for request in 0..counting.requests() {
+            let b = host(&place, "b");
+            let ended = pull(&b, &in_memory(Faulty::at(memory.clone(), fault, request)), None);
+            let what = format!("{fault:?} at request {request}: {ended:?}");
+            match ended {
+                Ok(pulled) => assert_right(&pulled.revision),
+                Err(_) => {
+                    failed += 1;
+                    assert!(b.templates().unwrap().is_empty(), "{what}");
+                    let pulled = pull(&b, &in_memory(memory.clone()), None).unwrap();
+                    assert_right(&pulled.revision);
+                }
+            }
+            b.gc(&template_store::gc::Policy::default(), &mut ()).unwrap();
+            assert_clean(b.layout());
+            std::fs::remove_dir_all(b.layout().root()).unwrap();
+        }
+    }
+    assert!(failed > 5, "{failed}");
+}
+
+#[test]
+fn what_came_whole_need_not_come_again() {
+    let place = Place::new();
+    let (a, b) = (host(&place, "a"), host(&place, "b"));
+    let memory = Arc::new(InMemory::new());
+    push(&a, &in_memory(memory.clone()), &publish(&place, &a, "one")).unwrap();
+    let counting = Faulty::counting(memory.clone());
+    pull(&host(&place, "whole"), &in_memory(counting.clone()), None).unwrap();
+    // The large file comes first; then the server goes.
+    let last = counting.requests() - 1;
+    pull(&b, &in_memory(Faulty::at(memory.clone(), Fault::Down, last)), None).unwrap_err();
+    let pulled = pull(&b, &in_memory(memory), None).unwrap();
+    assert!(pulled.files_known > 0 && pulled.bytes_fetched < 1 << 20, "{pulled:?}");
+    assert_right(&pulled.revision);
+}
+
+#[test]
+fn a_server_without_conditions_is_found_out() {
+    let place = Place::new();
+    let a = host(&place, "a");
+    let revision = publish(&place, &a, "one");
+    let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    assert_eq!(in_memory(memory.clone()).check().unwrap().problem, None);
+    let remote = in_memory(Faulty::without_conditions(memory));
+    let problem = remote.check().unwrap().problem.unwrap();
+    assert!(problem.contains("only if it is missing"), "{problem}");
+    let refused = push(&a, &remote, &revision);
+    assert!(matches!(refused, Err(Error::Remote(RemoteError::Unconditional { .. }))));
+    assert_error(refused, ErrorKind::Refused, &["--single-writer"]);
+    assert!(remote.templates().unwrap().is_empty());
+}

@@ -1,0 +1,147 @@
+//! An object store between us and another, which does what networks and servers do.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+
+/// What happens to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It never arrives.
+    Lost,
+    /// It is done, and the answer never arrives.
+    AnswerLost,
+    /// Of an answer, the second half is missing.
+    Truncated,
+    /// Of an answer, a byte is another one.
+    Flipped,
+    /// From then on, nothing arrives.
+    Down,
+}
+
+pub const FAULTS: [Fault; 5] = [Fault::Lost, Fault::AnswerLost, Fault::Truncated, Fault::Flipped, Fault::Down];
+
+#[derive(Debug)]
+pub struct Faulty {
+    inner: Arc<dyn ObjectStore>,
+    /// The fault, and the request that it befalls.
+    fault: Option<(Fault, usize)>,
+    requests: AtomicUsize,
+    ignores_conditions: bool,
+}
+
+impl Faulty {
+    /// Counts requests only.
+    pub fn counting(inner: Arc<dyn ObjectStore>) -> Arc<Faulty> {
+        Arc::new(Faulty { inner, fault: None, requests: AtomicUsize::new(0), ignores_conditions: false })
+    }
+
+    pub fn at(inner: Arc<dyn ObjectStore>, fault: Fault, request: usize) -> Arc<Faulty> {
+        Arc::new(Faulty {
+            inner,
+            fault: Some((fault, request)),
+            requests: AtomicUsize::new(0),
+            ignores_conditions: false,
+        })
+    }
+
+    /// A server that knows no conditions: each write succeeds.
+    pub fn without_conditions(inner: Arc<dyn ObjectStore>) -> Arc<Faulty> {
+        Arc::new(Faulty { inner, fault: None, requests: AtomicUsize::new(0), ignores_conditions: true })
+    }
+
+    pub fn requests(&self) -> usize {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// What befalls this request.
+    fn next(&self) -> Option<Fault> {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        match self.fault? {
+            (Fault::Down, from) => (number >= from).then_some(Fault::Down),
+            (fault, at) => (number == at).then_some(fault),
+        }
+    }
+}
+
+fn reset() -> Error {
+    Error::Generic { store: "faulty", source: "connection reset by peer".into() }
+}
+
+impl fmt::Display for Faulty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("faulty")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Faulty {
+    async fn put_opts(&self, path: &Path, payload: PutPayload, mut options: PutOptions) -> Result<PutResult> {
+        if self.ignores_conditions {
+            options.mode = PutMode::Overwrite;
+        }
+        match self.next() {
+            Some(Fault::Lost | Fault::Down) => Err(reset()),
+            Some(_) => {
+                self.inner.put_opts(path, payload, options).await?;
+                Err(reset())
+            }
+            None => self.inner.put_opts(path, payload, options).await,
+        }
+    }
+
+    async fn put_multipart_opts(&self, path: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        match self.next() {
+            Some(_) => Err(reset()),
+            None => self.inner.put_multipart_opts(path, options).await,
+        }
+    }
+
+    async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
+        let fault = self.next();
+        if matches!(fault, Some(Fault::Lost | Fault::AnswerLost | Fault::Down)) {
+            return Err(reset());
+        }
+        let is_head = options.head;
+        let mut found = self.inner.get_opts(path, options).await?;
+        if let (Some(fault), false) = (fault, is_head) {
+            let (meta, range, attributes) = (found.meta.clone(), found.range.clone(), found.attributes.clone());
+            let mut bytes = found.bytes().await?.to_vec();
+            let middle = bytes.len() / 2;
+            match fault {
+                Fault::Truncated => bytes.truncate(middle),
+                _ if bytes.is_empty() => {}
+                _ => bytes[middle] ^= 1,
+            }
+            let payload = GetResultPayload::Stream(stream::iter([Ok(Bytes::from(bytes))]).boxed());
+            found = GetResult { payload, meta, range, attributes, extensions: Default::default() };
+        }
+        Ok(found)
+    }
+
+    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(paths)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}

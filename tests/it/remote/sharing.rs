@@ -1,0 +1,155 @@
+//! Push on one host, pull on another: with every kind of object store.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use template_store::{
+    Activate, Error, ErrorKind, Move, Outcome, PublishOptions, PullOptions, PushOptions, RemoteError, RemoteSettings,
+};
+
+use super::{assert_sound, current, host, publish, pull, push, with_each};
+use crate::support::{Place, Ran, assert_clean, assert_error, assert_right, id, inode};
+
+#[test]
+fn what_one_host_pushes_another_pulls() {
+    with_each(&Place::new(), |place, kind| {
+        let (a, b) = (host(place, "a"), host(place, "b"));
+        let revision = publish(place, &a, "one");
+        let remote = kind.open();
+        let pushed = push(&a, &remote, &revision).unwrap();
+        assert_eq!((pushed.files_sent, pushed.files_known, pushed.changed), (4, 0, true));
+        assert!(pushed.bytes_sent < 11 << 20, "zeros are not sent: {}", pushed.bytes_sent);
+        assert_eq!(current(&remote).as_ref(), Some(revision.id()));
+
+        let pulled = pull(&b, &kind.open(), None).unwrap();
+        assert_eq!((pulled.outcome, pulled.files_fetched), (Outcome::New, 4));
+        assert_eq!(pulled.revision.id(), revision.id());
+        assert_eq!(pulled.revision.contents(), revision.contents());
+        assert_right(&pulled.revision);
+        let blocks = fs::metadata(pulled.revision.rootfs()).unwrap().blocks() * 512;
+        assert!(blocks < 12 << 20, "holes are holes: {blocks}");
+        assert_eq!(b.current_id(&id("web")).unwrap().as_ref(), Some(revision.id()));
+        assert_eq!(pulled.revision.build().built_at, revision.build().built_at);
+        assert_eq!(b.template(&id("web")).unwrap(), a.template(&id("web")).unwrap());
+        assert_clean(b.layout());
+        Ran::of(place.program_of(b.layout().root(), &["verify"]).output().unwrap()).with_code(0);
+        assert_sound(&remote);
+    });
+}
+
+#[test]
+fn only_what_differs_is_sent_and_fetched() {
+    with_each(&Place::new(), |place, kind| {
+        let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
+        push(&a, &remote, &publish(place, &a, "one")).unwrap();
+        let first = pull(&b, &remote, None).unwrap().revision;
+        let second = publish(place, &a, "two");
+        let pushed = push(&a, &remote, &second).unwrap();
+        assert_eq!((pushed.files_sent, pushed.files_known), (2, 2));
+        assert!(pushed.bytes_sent < 10 << 20);
+
+        let pulled = pull(&b, &remote, None).unwrap();
+        assert_eq!((pulled.files_fetched, pulled.files_known), (2, 2));
+        assert_eq!(inode(pulled.revision.kernel()), inode(first.kernel()));
+        assert_right(&pulled.revision);
+
+        let again = push(&a, &remote, &second).unwrap();
+        assert_eq!((again.files_sent, again.bytes_sent, again.changed), (0, 0, false));
+        let again = pull(&b, &remote, None).unwrap();
+        assert_eq!((again.outcome, again.files_fetched), (Outcome::Unchanged, 0));
+        let history: Vec<_> = remote.templates().unwrap().remove(0).history.into_iter().map(|one| one.0).collect();
+        assert_eq!(history, [first.id().clone(), second.id().clone()]);
+        assert_sound(&remote);
+    });
+}
+
+#[test]
+fn an_older_revision_can_be_pulled_and_need_not_become_current() {
+    with_each(&Place::new(), |place, kind| {
+        let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
+        let (one, two) = (publish(place, &a, "one"), publish(place, &a, "two"));
+        push(&a, &remote, &one).unwrap();
+        let stay = PushOptions::default().moves(Move::No);
+        a.push(&remote, &id("web"), Some(two.id()), &stay, &mut ()).unwrap();
+        assert_eq!(current(&remote).as_ref(), Some(one.id()), "it was only listed");
+        let options = PullOptions::default().publish(PublishOptions::default().activate(Activate::No));
+        b.pull(&remote, &id("web"), Some(two.id()), &options, &mut ()).unwrap();
+        assert_eq!(b.current_id(&id("web")).unwrap(), None);
+        pull(&b, &remote, None).unwrap();
+        assert_eq!(b.current_id(&id("web")).unwrap().as_ref(), Some(one.id()));
+        assert_error(pull(&b, &remote, Some(&id("other"))), ErrorKind::NotFound, &["web@other", "remote ls"]);
+    });
+}
+
+#[test]
+fn nobody_puts_his_own_in_the_place_of_what_he_does_not_know() {
+    with_each(&Place::new(), |place, kind| {
+        let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
+        let (ours, theirs) = (publish(place, &a, "ours"), publish(place, &b, "theirs"));
+        push(&a, &remote, &ours).unwrap();
+        let refused = push(&b, &remote, &theirs);
+        assert_error(refused, ErrorKind::Refused, &["web", ours.id().as_str(), "Pull it", "--expect"]);
+        assert_eq!(current(&remote).as_ref(), Some(ours.id()));
+        assert_eq!(remote.templates().unwrap()[0].revisions.len(), 1);
+
+        let expecting = |moves| b.push(&remote, &id("web"), None, &PushOptions::default().moves(moves), &mut ());
+        assert!(matches!(expecting(Move::FromAbsent), Err(Error::Remote(RemoteError::Moved { .. }))));
+        assert!(matches!(expecting(Move::From(id("x"))), Err(Error::Remote(RemoteError::Moved { .. }))));
+        expecting(Move::From(ours.id().clone())).unwrap();
+        assert_eq!(current(&remote).as_ref(), Some(theirs.id()));
+
+        pull(&a, &remote, None).unwrap();
+        push(&a, &remote, &ours).unwrap();
+        assert_eq!(current(&remote).as_ref(), Some(ours.id()), "who has it may go back from it");
+        assert_sound(&remote);
+    });
+}
+
+#[test]
+fn what_is_damaged_here_is_not_pushed() {
+    with_each(&Place::new(), |place, kind| {
+        let (a, remote) = (host(place, "a"), kind.open());
+        let revision = publish(place, &a, "one");
+        crate::support::flip(&revision.rootfs(), 6 << 20, true);
+        assert_error(push(&a, &remote, &revision), ErrorKind::Damaged, &["rootfs.ext4", "verify --repair"]);
+        assert!(remote.templates().unwrap().is_empty());
+        assert_sound(&remote);
+    });
+}
+
+#[test]
+fn remotes_are_kept_in_the_configuration() {
+    let place = Place::new();
+    let store = place.store();
+    fs::create_dir(place.join("hub")).unwrap();
+    fs::write(store.layout().config(), "# ours\n[gc]\nkeep_last = 7\n").unwrap();
+    let (hub, web) = (place.join("hub"), publish(&place, &store, "one"));
+    place.done(&["remote", "add", "hub", hub.as_str()]);
+    place.run(&["remote", "add", "hub", "/elsewhere"]).with_code(5);
+    place.run(&["remote", "add", "bad/name", hub.as_str()]).with_code(2);
+    place.run(&["remote", "add", "plain", "s3://b/x", "--endpoint", "http://localhost:1"]).with_code(2);
+    place.run(&["remote", "add", "user", "https://user:password@host/x"]).with_code(2);
+    assert_eq!(store.remotes().unwrap()[&id("hub")], RemoteSettings::at(hub.as_str()));
+    let text = fs::read_to_string(store.layout().config()).unwrap();
+    assert!(text.starts_with("# ours\n[gc]\nkeep_last = 7\n"), "{text}");
+    assert_eq!(store.policy().unwrap().keep_last, 7);
+
+    // The only remote need not be named.
+    let pushed = place.done(&["push", "web", "--json"]).json();
+    assert_eq!((&pushed["result"], &pushed["files_sent"]), (&"pushed".into(), &4.into()));
+    let listed = place.done(&["remote", "ls", "--json"]).json();
+    assert_eq!(listed["templates"][0]["current"], web.id().as_str());
+    let other = place.join("other");
+    let mut command = place.program_of(&other, &["pull", "web", "--remote", hub.as_str(), "--json"]);
+    let pulled = Ran::of(command.output().unwrap()).with_code(0).json();
+    assert_eq!(pulled["revision"], web.id().as_str());
+    place.done(&["remote", "check"]);
+    place.done(&["remote", "verify", "--data"]);
+    place.done(&["remote", "rm", "hub"]);
+    place.run(&["remote", "rm", "hub"]).with_code(3);
+    place.run(&["push", "web"]).with_code(2);
+    place.run(&["pull", "web", "--remote", "hub"]).with_code(3);
+    let nowhere = place.run(&["pull", "web", "--remote", "/no/such/place"]).with_code(2);
+    assert!(nowhere.err.contains("make it, or mount it"), "{}", nowhere.err);
+    assert_eq!(fs::read_to_string(store.layout().config()).unwrap().trim_end(), "# ours\n[gc]\nkeep_last = 7");
+}
