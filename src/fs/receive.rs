@@ -1,4 +1,4 @@
-//! A file whose bytes come from elsewhere, one part after the other.
+//! A file whose bytes come from elsewhere.
 
 use std::fs::File;
 use std::ops::Range;
@@ -6,55 +6,65 @@ use std::ops::Range;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::copy::{Extent, for_each_extent};
+use super::holes::PAGE;
 use super::target::Target;
 use super::{Disk, Result};
-use crate::error::At;
 use crate::format::SEALED_MODE;
-use crate::id::Digest;
 
-/// A new file that is hashed while it comes.
+/// A new file, whose parts several threads write, each at its own place.
 #[derive(Debug)]
 pub(crate) struct Incoming {
     file: File,
     path: Utf8PathBuf,
     size: u64,
-    at: u64,
-    hasher: blake3::Hasher,
 }
 
 impl Disk {
-    /// Begins a file of this size that only this user can read yet; it is a hole where zeros come.
+    /// Begins a file of this size that only this user can read yet; it is a hole where nothing or zeros are written.
     ///
     /// A crash leaves a part of it.
     pub fn receive(&self, path: &Utf8Path, size: u64) -> Result<Incoming> {
         let file = self.create(path, 0o600)?;
         self.set_len(&file, path, size)?;
-        Ok(Incoming { file, path: path.to_owned(), size, at: 0, hasher: blake3::Hasher::new() })
+        Ok(Incoming { file, path: path.to_owned(), size })
     }
 }
 
 impl Incoming {
-    /// Adds the next bytes.
-    pub fn add(&mut self, disk: &Disk, bytes: &[u8]) -> Result<()> {
-        if bytes.len() as u64 > self.size - self.at {
-            return Err(std::io::Error::other("more bytes came than it has")).at("write", &self.path);
-        }
-        self.hasher.update(bytes);
-        Target::new(&self.file, &self.path, 0).write(disk, bytes, self.at)?;
-        self.at += bytes.len() as u64;
-        Ok(())
+    /// Where its parts are written, past the page cache if it is large and they are in [`Buffer`]s.
+    pub fn target(&self) -> Target<'_> {
+        Target::new(&self.file, &self.path, self.size)
     }
 
-    /// Seals the file, durably, if all of it came and it is what it was to be; else it is removed.
-    pub fn finish(self, disk: &Disk, digest: &Digest) -> Result<bool> {
-        if self.at != self.size || Digest::from(*self.hasher.finalize().as_bytes()) != *digest {
-            disk.unlink(&self.path)?;
-            return Ok(false);
-        }
+    /// Seals the file, durably.
+    pub fn seal(self, disk: &Disk) -> Result<()> {
         disk.chmod_file(&self.file, &self.path, SEALED_MODE)?;
         disk.set_sealed_mtime(&self.file, &self.path)?;
-        disk.fsync(&self.file, &self.path)?;
-        Ok(true)
+        disk.fsync(&self.file, &self.path)
+    }
+}
+
+/// Memory that begins with a page, as writing past the page cache wants it (`O_DIRECT`, open(2)); kept for the next part.
+#[derive(Debug, Default)]
+pub(crate) struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Buffer {
+    /// Room for so many bytes; what was there is gone.
+    pub fn room(&mut self, len: usize) -> &mut [u8] {
+        if self.bytes.len() < len + PAGE as usize {
+            self.bytes = vec![0; len + PAGE as usize];
+        }
+        self.start = self.bytes.as_ptr().align_offset(PAGE as usize).min(PAGE as usize);
+        self.len = len;
+        &mut self.bytes[self.start..self.start + len]
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.len]
     }
 }
 

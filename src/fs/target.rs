@@ -17,7 +17,7 @@ const PIECE: usize = 64 * 1024;
 
 /// A new file that is written to from several threads, each at its own place.
 #[derive(Debug)]
-pub(super) struct Target<'a> {
+pub(crate) struct Target<'a> {
     file: &'a File,
     path: &'a Utf8Path,
     /// The same file, written to without the page cache (`O_DIRECT`, open(2)); not every file system can.

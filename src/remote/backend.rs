@@ -11,6 +11,7 @@ use object_store::{
     Error as StoreError, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
     UpdateVersion,
 };
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::runtime::{Builder, Runtime};
 
 use super::error::RemoteError;
@@ -52,6 +53,8 @@ pub(super) struct Backend {
     pub names: Names,
     pub conditions: Conditions,
     pub objects: Arc<dyn ObjectStore>,
+    /// Threads that pack and unpack. Not those of all rayon's work: a caller may be one of those, and waits for these.
+    pub pool: ThreadPool,
     /// `None` only while it is dropped.
     runtime: Option<Runtime>,
 }
@@ -66,7 +69,9 @@ impl Backend {
     pub fn new(url: String, names: Names, objects: Arc<dyn ObjectStore>, conditions: Conditions) -> Result<Backend> {
         let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("remote").enable_all().build();
         let runtime = runtime.at("start the threads of a remote", "tokio".into())?;
-        Ok(Backend { url, names, conditions, objects, runtime: Some(runtime) })
+        let pool = ThreadPoolBuilder::new().thread_name(|_| "remote".to_owned()).build();
+        let pool = pool.map_err(std::io::Error::other).at("start the threads of a remote", "rayon".into())?;
+        Ok(Backend { url, names, conditions, objects, pool, runtime: Some(runtime) })
     }
 
     /// Waits for what happens at the server. On a thread of its own: the caller may itself be one that must not wait so.

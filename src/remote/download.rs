@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 use crate::format::Content;
 use crate::fs::Disk;
 use crate::fs::copy::Advance;
+use crate::fs::receive::Buffer;
+use crate::id::Digest;
 
 /// Files up to this size are fetched in one piece.
 const SMALL: u64 = 1024 * 1024;
@@ -55,55 +57,51 @@ pub(super) fn download(
 
 /// Fetches a file and looks whether it has the bytes of its digest; nothing is kept of it.
 pub(super) fn read_through(backend: &Backend, content: &Content, advance: Advance) -> Result<()> {
-    let mut hasher = blake3::Hasher::new();
-    let hash = |bytes: &[u8]| {
-        hasher.update(bytes);
-        Ok(())
-    };
-    let name = backend.names.blob(&content.blake3);
-    match stream_through(backend, content, hash, advance)? {
-        Some(problem) => Err(backend.damaged(&name, problem)),
-        None if hasher.finalize().as_bytes() == content.blake3.as_bytes() => Ok(()),
-        None => Err(backend.damaged(&name, OTHER_BYTES.to_owned())),
+    match stream_through(backend, content, |_, _| Ok(()), advance)? {
+        Ok(digest) if digest == content.blake3 => Ok(()),
+        unpacked => Err(damaged(backend, content, unpacked)),
     }
 }
 
-const OTHER_BYTES: &str = "its bytes are not those of its digest";
-
 fn fetch_once(backend: &Backend, disk: &Disk, content: &Content, to: &Utf8Path, advance: Advance) -> Result<()> {
-    let mut incoming = disk.receive(to, content.size)?;
-    let streamed = stream_through(backend, content, |bytes| Ok(incoming.add(disk, bytes)?), advance);
-    let name = backend.names.blob(&content.blake3);
-    let problem = match streamed {
-        Ok(None) if incoming.finish(disk, &content.blake3)? => return Ok(()),
-        Ok(None) => OTHER_BYTES.to_owned(),
-        Ok(Some(problem)) => problem,
-        Err(error) => {
-            disk.unlink_if_there(to)?;
-            return Err(error);
-        }
+    let incoming = disk.receive(to, content.size)?;
+    let target = incoming.target();
+    let streamed = stream_through(backend, content, |bytes, at| Ok(target.write(disk, bytes, at)?), advance);
+    drop(target);
+    let failed = match streamed {
+        Ok(Ok(digest)) if digest == content.blake3 => return Ok(incoming.seal(disk)?),
+        Ok(unpacked) => damaged(backend, content, unpacked),
+        Err(error) => error,
     };
     disk.unlink_if_there(to)?;
-    Err(backend.damaged(&name, problem))
+    Err(failed)
 }
 
-/// Gives all bytes of a file to `take`, in order; what is wrong with them, if anything is.
+/// The digest of what came, or what is wrong with it.
+type Unpacked = std::result::Result<Digest, String>;
+
+fn damaged(backend: &Backend, content: &Content, unpacked: Unpacked) -> Error {
+    let problem = unpacked.err().unwrap_or_else(|| "its bytes are not those of its digest".to_owned());
+    backend.damaged(&backend.names.blob(&content.blake3), problem)
+}
+
+/// Gives all parts of a file to `place`, each with its place, from several threads.
 fn stream_through(
     backend: &Backend,
     content: &Content,
-    take: impl FnMut(&[u8]) -> Result<()> + Send,
+    place: impl Fn(&[u8], u64) -> Result<()> + Sync,
     advance: Advance,
-) -> Result<Option<String>> {
+) -> Result<Unpacked> {
     let name = backend.names.blob(&content.blake3);
     let (send, receive) = channel(1);
     // On a thread of its own: the caller's may belong to a runtime, which does not let it wait.
-    let (taken, fetched) = std::thread::scope(|scope| {
-        let taking = scope.spawn(|| unpack(receive, take, advance));
+    let (unpacked, fetched) = std::thread::scope(|scope| {
+        let unpacking = scope.spawn(|| unpack(backend, receive, &place, advance));
         let fetched = backend.wait(fetch(backend, &name, content.size, send));
-        (taking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), fetched)
+        (unpacking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), fetched)
     });
-    let problem = taken?;
-    fetched.map(|()| problem)
+    let unpacked = unpacked?;
+    fetched.map(|()| unpacked)
 }
 
 /// Fetches all parts of an object, in order.
@@ -171,29 +169,54 @@ async fn fetch_part(backend: &Backend, name: &Path, frames: Vec<Frame>) -> Resul
     Ok((frames, bytes))
 }
 
-/// Unpacks all that comes; what is wrong with it, if anything is.
+/// Unpacks all that comes, a part of it while the part before it is hashed; gives the digest of all, or says what is wrong.
+///
+/// `place` gets each part and where it begins in the file, from several threads.
 fn unpack(
+    backend: &Backend,
     mut parts: Receiver<Part>,
-    mut take: impl FnMut(&[u8]) -> Result<()>,
+    place: impl Fn(&[u8], u64) -> Result<()> + Sync,
     advance: Advance,
-) -> Result<Option<String>> {
+) -> Result<Unpacked> {
+    let (mut now, mut before) = (Batch::default(), Batch::default());
+    let mut hasher = blake3::Hasher::new();
     while let Some((frames, bytes)) = parts.blocking_recv() {
         let start = frames.first().map_or(0, |frame| frame.at);
-        for batch in frames.chunks(BATCH) {
-            let unpack = |frame: &Frame| {
-                let at = (frame.at - start) as usize;
-                let mut decoder = Decoder::new().map_err(|error| error.to_string())?;
-                decoder.part(&bytes[at..at + frame.len as usize], frame.part_len as usize)
-            };
-            let unpacked: Vec<_> = batch.par_iter().map(unpack).collect();
-            for part in unpacked {
-                match part {
-                    Ok(part) => take(&part)?,
-                    Err(problem) => return Ok(Some(problem)),
-                }
+        let one = |(frame, buffer): (&Frame, &mut Buffer)| -> Result<Option<String>> {
+            let at = (frame.at - start) as usize;
+            let (packed, room) = (&bytes[at..at + frame.len as usize], buffer.room(frame.part_len as usize));
+            let unpacked = Decoder::new().map_err(|error| error.to_string()).and_then(|mut it| it.part(packed, room));
+            match unpacked {
+                Err(problem) => Ok(Some(problem)),
+                Ok(()) => place(buffer.bytes(), frame.part_at).map(|()| None),
             }
+        };
+        for batch in frames.chunks(BATCH) {
+            let unpack = || batch.par_iter().zip(&mut now.buffers[..batch.len()]).map(one).collect::<Result<Vec<_>>>();
+            let (unpacked, ()) = backend.pool.join(unpack, || before.hash(&mut hasher));
+            if let Some(problem) = unpacked?.into_iter().flatten().next() {
+                return Ok(Err(problem));
+            }
+            now.filled = batch.len();
+            std::mem::swap(&mut now, &mut before);
             advance(batch.iter().map(|frame| u64::from(frame.part_len)).sum());
         }
     }
-    Ok(None)
+    before.hash(&mut hasher);
+    Ok(Ok(Digest::from(*hasher.finalize().as_bytes())))
+}
+
+/// Parts that are unpacked at once.
+#[derive(Default)]
+struct Batch {
+    buffers: [Buffer; BATCH],
+    filled: usize,
+}
+
+impl Batch {
+    fn hash(&self, hasher: &mut blake3::Hasher) {
+        for buffer in &self.buffers[..self.filled] {
+            hasher.update(buffer.bytes());
+        }
+    }
 }

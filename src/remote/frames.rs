@@ -50,10 +50,13 @@ impl Decoder {
         Ok(Decoder(Decompressor::new()?))
     }
 
-    /// The part of the file that a frame stands for; what would be larger than the table says is not unpacked.
-    pub fn part(&mut self, frame: &[u8], size: usize) -> Result<Vec<u8>> {
-        let part = self.0.decompress(frame, size).map_err(|error| format!("a frame can't be unpacked: {error}"))?;
-        if part.len() == size { Ok(part) } else { Err(format!("a frame has {} bytes, not {size}", part.len())) }
+    /// Unpacks the part of the file that a frame stands for, into as much room as the table says that it takes.
+    pub fn part(&mut self, frame: &[u8], room: &mut [u8]) -> Result<()> {
+        let unpacked = self.0.decompress_to_buffer(frame, room);
+        match unpacked.map_err(|error| format!("a frame can't be unpacked: {error}"))? {
+            len if len == room.len() => Ok(()),
+            len => Err(format!("a frame has {len} bytes, not {}", room.len())),
+        }
     }
 }
 
@@ -176,7 +179,9 @@ mod tests {
         let mut bytes = Vec::new();
         for frame in read_table(&object[start as usize..], object.len() as u64, size)? {
             let packed = &object[frame.at as usize..(frame.at + u64::from(frame.len)) as usize];
-            bytes.extend(decoder.part(packed, frame.part_len as usize)?);
+            let mut part = vec![0; frame.part_len as usize];
+            decoder.part(packed, &mut part)?;
+            bytes.extend(part);
         }
         Ok(bytes)
     }
@@ -219,7 +224,7 @@ mod tests {
     #[test]
     fn a_bomb_is_not_unpacked() {
         let bomb = Encoder::new().unwrap().frame(&vec![0; 64 << 20]).unwrap();
-        assert!(Decoder::new().unwrap().part(&bomb, 4096).is_err());
+        assert!(Decoder::new().unwrap().part(&bomb, &mut [0; 4096]).is_err());
         let mut table = TableWriter::default();
         table.add(bomb.len(), 64 << 20);
         let mut object = bomb;

@@ -22,6 +22,7 @@ mod upload;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use camino::Utf8PathBuf;
 use object_store::ObjectStore;
@@ -346,4 +347,27 @@ fn file_parents(files: &[FileEntry]) -> Vec<Utf8PathBuf> {
     parents.sort_unstable();
     parents.dedup();
     parents
+}
+
+/// Files up to this size are sent and fetched several at a time.
+const SMALL: u64 = 1024 * 1024;
+
+/// Files that are on their way at once, where each is small.
+const AT_ONCE: usize = 8;
+
+/// Does several things at once, each of which waits; with threads of their own, as those of a pool must not wait.
+fn several<T: Sync, R: Send>(things: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let next = AtomicUsize::new(0);
+    let run = || -> Result<Vec<R>> {
+        let mine = std::iter::from_fn(|| things.get(next.fetch_add(1, Ordering::Relaxed)));
+        mine.map(&work).collect()
+    };
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (1..things.len().min(AT_ONCE)).map(|_| scope.spawn(run)).collect();
+        let mut done = run()?;
+        for other in running {
+            done.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(done)
+    })
 }

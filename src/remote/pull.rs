@@ -4,14 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use rayon::prelude::*;
 
 use super::backend::Backend;
 use super::documents::{FileEntry, LARGEST_DOCUMENT, Manifest};
 use super::download::download;
 use super::error::RemoteError;
 use super::push::template_pointer;
-use super::{Remote, file_parents};
+use super::{Remote, SMALL, file_parents, several};
 use crate::core::Core;
 use crate::damage;
 use crate::draft::Draft;
@@ -206,7 +205,7 @@ pub(super) fn fill(
         let one = |file: &FileEntry| fetch(&core, backend, &dir, &file.content, advance);
         // A large file keeps all threads busy by itself, and has its share of the memory.
         let mut got = large.into_iter().map(one).collect::<Result<Vec<_>>>()?;
-        got.extend(small.into_par_iter().map(one).collect::<Result<Vec<_>>>()?);
+        got.extend(several(&small, |file| one(file))?);
         Ok(got)
     })?;
     (fetched.files, fetched.bytes) = (got.len(), bytes);
@@ -214,9 +213,6 @@ pub(super) fn fill(
     work.imported = imported;
     Ok(fetched)
 }
-
-/// Files up to this size are fetched several at a time.
-const SMALL: u64 = 8 * 1024 * 1024;
 
 /// Refuses before the first byte what can't fit.
 fn check_space(core: &Core, wanted: &[&FileEntry]) -> Result<()> {

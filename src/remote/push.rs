@@ -5,7 +5,6 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use rayon::prelude::*;
 
 use super::backend::{Backend, Conditions, Swap, Version};
 use super::conditions;
@@ -14,7 +13,7 @@ use super::documents::{
 };
 use super::error::RemoteError;
 use super::upload::{Outgoing, upload};
-use super::{Move, Remote};
+use super::{Move, Remote, SMALL, several};
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::{Content, Extra, RevisionRecord, TemplateSpec};
@@ -219,8 +218,8 @@ pub(super) fn send(backend: &Backend, goods: &Goods, progress: &mut dyn Progress
         // A large file keeps all threads busy by itself, and has its share of the memory.
         let of_large = large.iter().map(|content| send_file(backend, &goods.dir, content, advance));
         let of_large = of_large.sum::<Result<u64>>()?;
-        let of_small = small.par_iter().map(|content| send_file(backend, &goods.dir, content, advance));
-        Ok(of_large + of_small.sum::<Result<u64>>()?)
+        let of_small = several(&small, |content| send_file(backend, &goods.dir, content, advance))?;
+        Ok(of_large + of_small.iter().sum::<u64>())
     })?;
     let files = missing.len();
     let manifest = manifest(goods)?;
@@ -235,9 +234,6 @@ pub(super) fn send(backend: &Backend, goods: &Goods, progress: &mut dyn Progress
     };
     Ok((lead, Sent { files, known: goods.contents.len() - files, bytes: sent }))
 }
-
-/// Files up to this size are sent several at a time.
-const SMALL: u64 = 8 * 1024 * 1024;
 
 /// Requests that are on their way at once, where each is small.
 const AT_ONCE: usize = 16;

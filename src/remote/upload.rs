@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinSet;
 
 use super::backend::Backend;
-use super::frames::{Encoder, FRAME, TableWriter};
+use super::frames::{Encoder, FRAME, TableWriter, most_object_bytes};
 use crate::error::{At, Error, Result};
 use crate::format::Content;
 use crate::fs::copy::Advance;
@@ -51,7 +51,7 @@ pub(super) fn upload(backend: &Backend, outgoing: &Outgoing, advance: Advance) -
     let (send, receive) = channel(WAITING);
     // Neither on the caller's thread: that one may belong to a runtime, which does not let it wait.
     let (packed, sent) = std::thread::scope(|scope| {
-        let packing = scope.spawn(|| pack(outgoing, send, advance));
+        let packing = scope.spawn(|| pack(backend, outgoing, send, advance));
         let sent = backend.wait(send_parts(backend, &name, receive));
         (packing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), sent)
     });
@@ -66,35 +66,59 @@ pub(super) fn upload(backend: &Backend, outgoing: &Outgoing, advance: Advance) -
 }
 
 /// Packs the file. `false`: it is not the file that it was to be, or nobody takes what is packed any more.
-fn pack(outgoing: &Outgoing, send: Sender<Packed>, advance: Advance) -> Result<bool> {
-    let (size, part) = (outgoing.content.size, part_size(outgoing.content.size));
-    let (mut hasher, mut table, mut packed) = (blake3::Hasher::new(), TableWriter::default(), Vec::new());
+fn pack(backend: &Backend, outgoing: &Outgoing, send: Sender<Packed>, advance: Advance) -> Result<bool> {
+    let size = outgoing.content.size;
+    let part = part_size(size);
+    let room = part.min(most_object_bytes(size) as usize);
+    let mut parts = Parts { send, size: part, room, part: Vec::new() };
+    let (mut hasher, mut table) = (blake3::Hasher::new(), TableWriter::default());
     for start in (0..size).step_by(FRAME * BATCH) {
-        let frames = make_frames(outgoing, start)?;
-        for (bytes, frame) in frames {
+        for (bytes, frame) in backend.pool.install(|| make_frames(outgoing, start))? {
             hasher.update(&bytes);
             table.add(frame.len(), bytes.len());
-            packed.extend(frame);
             advance(bytes.len() as u64);
-        }
-        while packed.len() > part {
-            let rest = packed.split_off(part);
-            if send.blocking_send(Packed::Part(std::mem::replace(&mut packed, rest).into())).is_err() {
+            drop(bytes);
+            if !parts.add(&frame) {
                 return Ok(false);
             }
         }
     }
-    if hasher.finalize().as_bytes() != outgoing.content.blake3.as_bytes() {
-        return Ok(false);
-    }
-    packed.extend(table.finish());
-    while packed.len() > part {
-        let rest = packed.split_off(part);
-        if send.blocking_send(Packed::Part(std::mem::replace(&mut packed, rest).into())).is_err() {
-            return Ok(false);
+    let is_right = hasher.finalize().as_bytes() == outgoing.content.blake3.as_bytes();
+    Ok(is_right && parts.add(&table.finish()) && parts.end())
+}
+
+/// Packed bytes, cut into parts of one size.
+struct Parts {
+    send: Sender<Packed>,
+    size: usize,
+    /// What a part takes at most: a small file does not fill one.
+    room: usize,
+    part: Vec<u8>,
+}
+
+impl Parts {
+    /// Whether somebody still takes them.
+    fn add(&mut self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            if self.part.len() == self.size {
+                let full = std::mem::take(&mut self.part);
+                if self.send.blocking_send(Packed::Part(full.into())).is_err() {
+                    return false;
+                }
+            }
+            if self.part.capacity() == 0 {
+                self.part.reserve_exact(self.room);
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(self.size - self.part.len()));
+            self.part.extend_from_slice(now);
+            bytes = later;
         }
+        true
     }
-    Ok(send.blocking_send(Packed::Last(packed.into())).is_ok())
+
+    fn end(self) -> bool {
+        self.send.blocking_send(Packed::Last(self.part.into())).is_ok()
+    }
 }
 
 /// The next frames, and the bytes that each stands for.
