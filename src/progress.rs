@@ -116,6 +116,11 @@ pub enum Note {
         /// Why.
         reason: String,
     },
+    /// A registry has no definition of a template: it was made from what the revision says.
+    DefinitionMissing {
+        /// The template.
+        template: TemplateId,
+    },
     /// A repair made another revision current: what was current is damaged or gone.
     CurrentMoved {
         /// The template.
@@ -163,6 +168,9 @@ impl fmt::Display for Note {
             Note::Detached { path, reason } => write!(f, "{path} was replaced by a copy of itself: {reason}"),
             Note::NotShared { path, reason } => write!(f, "{path} does not share its blocks: {reason}"),
             Note::Healed { path } => write!(f, "{path} was damaged; it has its bytes again"),
+            Note::DefinitionMissing { template } => {
+                write!(f, "template.json is missing; the definition of {template} was made from what its revision says")
+            }
             Note::CurrentMoved { template, from, to } => {
                 write!(f, "ATTENTION: {to} is current in {template} now; {from} is damaged or gone")
             }

@@ -50,7 +50,11 @@ pub(crate) fn pull(session: &Session, args: &Pull) -> Result {
     let store = existing.map_or_else(|| session.open_or_init(), Ok)?;
     let options = PullOptions::default().publish(publish_options(&args.activation)?);
     let mut terminal = Terminal::new(session.output);
-    let pulled = store.pull(&remote, &args.target.template, args.target.revision.as_ref(), &options, &mut terminal)?;
+    let (template, revision) = (&args.target.template, args.target.revision.as_ref());
+    let pulled = match args.mvm_registry {
+        true => store.pull_mvm(&remote, template, revision, &options, &mut terminal)?,
+        false => store.pull(&remote, template, revision, &options, &mut terminal)?,
+    };
     let result = if pulled.outcome == Outcome::Unchanged { "unchanged" } else { "pulled" };
     let revision = &pulled.revision;
     let document = || {

@@ -12,6 +12,7 @@ mod documents;
 mod download;
 mod error;
 mod frames;
+mod mvm;
 mod names;
 mod open;
 mod pull;
@@ -316,6 +317,35 @@ impl Store {
         progress: &mut dyn Progress,
     ) -> Result<Pulled> {
         pull::pull(&self.core, remote, template, revision, options, progress)
+    }
+
+    /// Fetches a revision from a registry of mvm, and publishes it here under the same id. Without an id, the one that is
+    /// current there.
+    ///
+    /// Each file must have the SHA-256 that the registry's `checksums.json` gives. A crash leaves nothing that is seen.
+    ///
+    /// # Errors
+    /// As [`pull`](Store::pull); [`RemoteError::Damaged`] names what the registry lacks, such as an initrd.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.path().join("store"))?;
+    /// # let web: template_store::TemplateId = "web".parse()?;
+    /// # use template_store::{Error, PullOptions, Remote, RemoteError, RemoteSettings};
+    /// let registry = Remote::open(&RemoteSettings::at(dir.path().to_str().unwrap()))?;
+    /// let pulled = store.pull_mvm(&registry, &web, None, &PullOptions::default(), &mut ());
+    /// assert!(matches!(pulled, Err(Error::Remote(RemoteError::NotFound { .. }))));
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
+    pub fn pull_mvm(
+        &self,
+        registry: &Remote,
+        template: &TemplateId,
+        revision: Option<&RevisionId>,
+        options: &PullOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Pulled> {
+        mvm::pull(&self.core, registry, template, revision, options, progress)
     }
 
     fn config_text(&self) -> Result<(Utf8PathBuf, String)> {

@@ -19,6 +19,11 @@ impl Names {
         parts.iter().fold(self.prefix.clone(), |path, part| path.join(*part))
     }
 
+    /// A name that somebody else gave.
+    pub fn plain(&self, parts: &[&str]) -> Path {
+        self.below_prefix(parts)
+    }
+
     pub fn format(&self) -> Path {
         self.below_prefix(&["format.json"])
     }

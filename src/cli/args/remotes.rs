@@ -33,6 +33,9 @@ pub(crate) struct Pull {
     pub target: Target,
     #[command(flatten)]
     pub remote: RemoteOf,
+    /// The remote is a registry of mvm: files with a list of SHA-256 sums
+    #[arg(long)]
+    pub mvm_registry: bool,
     #[command(flatten)]
     pub activation: Activation,
 }

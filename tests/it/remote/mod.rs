@@ -4,6 +4,8 @@ mod cache;
 mod faults;
 mod faulty;
 mod hostile;
+mod kills;
+mod mvm;
 mod races;
 mod server;
 mod sharing;

@@ -32,6 +32,10 @@ pub struct Bucket {
 
 impl Bucket {
     pub fn remote(&self) -> Remote {
+        self.remote_at(&self.prefix)
+    }
+
+    pub fn remote_at(&self, prefix: &str) -> Remote {
         let s3 = AmazonS3Builder::new()
             .with_endpoint(&self.endpoint)
             .with_bucket_name(BUCKET)
@@ -40,7 +44,7 @@ impl Bucket {
             .with_allow_http(true)
             .build()
             .unwrap();
-        Remote::of("server", Arc::new(s3), &self.prefix).unwrap()
+        Remote::of("server", Arc::new(s3), prefix).unwrap()
     }
 
     pub fn url(&self) -> String {
