@@ -119,7 +119,7 @@ fn ls(session: &Session, named: Option<&str>, only: Option<&TemplateId>) -> Resu
         || json!({ "remote": remote.url(), "templates": templates.iter().map(template_json).collect::<Vec<_>>() });
     session.output.result(document, || {
         let rows = templates.iter().flat_map(|one| one.revisions.iter().map(|revision| row(one, revision)));
-        table(&["TEMPLATE", "REVISION", "", "SIZE", "PUSHED"], rows)
+        table(&["TEMPLATE", "REVISION", "", "SIZE", "", "PUSHED"], rows)
     });
     Ok(match only {
         Some(_) if templates.is_empty() => Status::NotFound,
@@ -134,13 +134,13 @@ fn row(template: &RemoteTemplate, revision: &RemoteRevision) -> Vec<String> {
         revision.revision.to_string(),
         current.to_owned(),
         size(revision.bytes),
+        if revision.has_snapshot { "snapshot" } else { "" }.to_owned(),
         revision.pushed_at.to_string(),
     ]
 }
 
 fn template_json(template: &RemoteTemplate) -> serde_json::Value {
-    let revision =
-        |one: &RemoteRevision| json!({ "revision": one.revision, "bytes": one.bytes, "pushed_at": one.pushed_at });
+    let revision = |one: &RemoteRevision| json!({ "revision": one.revision, "bytes": one.bytes, "pushed_at": one.pushed_at, "snapshot": one.has_snapshot });
     json!({
         "template": template.template,
         "current": template.current,

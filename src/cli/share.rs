@@ -1,7 +1,7 @@
 //! `push` and `pull`.
 
 use serde_json::json;
-use template_store::{Move, Outcome, PullOptions, PushOptions, Remote};
+use template_store::{Move, Outcome, PullOptions, PushOptions, Remote, WithSnapshot};
 
 use super::args::{Pull, Push};
 use super::build::publish_options;
@@ -19,7 +19,7 @@ pub(crate) fn push(session: &Session, args: &Push) -> Result {
         Some("none") => Move::FromAbsent,
         Some(revision) => Move::From(revision.parse()?),
     };
-    let options = PushOptions::default().moves(moves);
+    let options = PushOptions::default().moves(moves).snapshot(with_snapshot(args.with_snapshot));
     let mut terminal = Terminal::new(session.output);
     let pushed = store.push(&remote, &args.target.template, args.target.revision.as_ref(), &options, &mut terminal)?;
     let name = format!("{}@{}", pushed.template, pushed.revision);
@@ -44,11 +44,16 @@ pub(crate) fn push(session: &Session, args: &Push) -> Result {
     Ok(Status::Done)
 }
 
+fn with_snapshot(is_asked_for: bool) -> WithSnapshot {
+    if is_asked_for { WithSnapshot::Yes } else { WithSnapshot::No }
+}
+
 pub(crate) fn pull(session: &Session, args: &Pull) -> Result {
     let existing = session.open_if_there()?;
     let remote = Remote::open(&settings(existing.as_ref(), args.remote.remote.as_deref())?)?;
     let store = existing.map_or_else(|| session.open_or_init(), Ok)?;
-    let options = PullOptions::default().publish(publish_options(&args.activation)?);
+    let options =
+        PullOptions::default().publish(publish_options(&args.activation)?).snapshot(with_snapshot(args.with_snapshot));
     let mut terminal = Terminal::new(session.output);
     let (template, revision) = (&args.target.template, args.target.revision.as_ref());
     let pulled = match args.mvm_registry {

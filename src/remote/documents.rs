@@ -9,7 +9,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::format::{
-    Content, Extra, FormatError, MOST_PARTS, RevisionRecord, TemplateSpec, check_listing, check_parts, pretty,
+    Content, Extra, FormatError, MEM, MOST_PARTS, RevisionRecord, SnapshotRecord, TemplateSpec, VMSTATE, check_listing,
+    check_parts, pretty,
 };
 use crate::id::{ArtifactPath, CacheKey, Digest, RevisionId, TemplateId};
 
@@ -148,6 +149,67 @@ impl Manifest {
     }
 }
 
+/// A snapshot of a revision: `snapshot.json`, and its files, whose paths are below the snapshot's directory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct SnapshotManifest {
+    #[serde(flatten)]
+    preamble: Preamble,
+    pub template: TemplateId,
+    pub revision: RevisionId,
+    pub snapshot: SnapshotRecord,
+    pub files: Vec<FileEntry>,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl SnapshotManifest {
+    pub fn new(
+        template: TemplateId,
+        revision: RevisionId,
+        snapshot: SnapshotRecord,
+        files: Vec<FileEntry>,
+    ) -> SnapshotManifest {
+        SnapshotManifest { preamble: Preamble::ours(), template, revision, snapshot, files, extra: Extra::new() }
+    }
+
+    pub fn to_json(&self) -> Vec<u8> {
+        pretty(self)
+    }
+
+    /// Reads the manifest of a snapshot that is to be of this revision.
+    ///
+    /// # Errors
+    /// Another revision's; files that a snapshot can't have, or that are not those of its `snapshot.json`.
+    pub fn from_json(
+        bytes: &[u8],
+        template: &TemplateId,
+        revision: &RevisionId,
+    ) -> Result<SnapshotManifest, FormatError> {
+        let invalid = |reason: String| Err(FormatError::invalid("snapshot manifest", reason));
+        let manifest: SnapshotManifest = document("snapshot manifest", bytes)?;
+        if (&manifest.template, &manifest.revision) != (template, revision) {
+            return invalid(format!("it is of {}@{}", manifest.template, manifest.revision));
+        }
+        // What it says is checked as what lies on a disk is.
+        SnapshotRecord::from_json(&manifest.snapshot.to_json())?;
+        let listed: Vec<&Content> = manifest.files.iter().map(|file| &file.content).collect();
+        if listed != manifest.snapshot.contents.iter().collect::<Vec<_>>() {
+            return invalid("its files are not those of its snapshot.json".into());
+        }
+        let known = |path: &str| {
+            [VMSTATE, MEM].contains(&path) || manifest.snapshot.drives.iter().any(|drive| drive.path().as_str() == path)
+        };
+        if let Some(other) = listed.iter().find(|content| !known(content.path.as_str())) {
+            return invalid(format!("{:?} is no file of a snapshot", other.path.as_str()));
+        }
+        let total = listed.iter().try_fold(0_u64, |sum, content| sum.checked_add(content.size));
+        match total.is_some() && manifest.files.iter().all(holes_fit) {
+            true => Ok(manifest),
+            false => invalid("its files have impossible sizes".into()),
+        }
+    }
+}
+
 /// Whether the holes are in the file, in order, and none in another.
 fn holes_fit(file: &FileEntry) -> bool {
     let mut end = 0;
@@ -167,8 +229,18 @@ pub(super) struct Listed {
     /// Bytes of its files, holes included.
     pub bytes: u64,
     pub pushed_at: Timestamp,
+    /// The name of the manifest of its snapshot, if one was pushed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Digest>,
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+impl Listed {
+    /// Whether it says all that a push has to say; one without a snapshot says nothing of one.
+    fn says(&self, pushed: &Listed) -> bool {
+        self.manifest == pushed.manifest && (pushed.snapshot.is_none() || self.snapshot == pushed.snapshot)
+    }
 }
 
 /// One activation in a remote.
@@ -233,15 +305,17 @@ impl TemplatePointer {
 
     /// The pointer with a revision more, current if it is to be; `None` if nothing changes.
     pub fn with(&self, listed: &Listed, activate: bool, now: Timestamp, write: &str) -> Option<TemplatePointer> {
-        let is_listed = self.find(&listed.revision).is_some_and(|known| known.manifest == listed.manifest);
+        let known = self.find(&listed.revision);
+        let is_listed = known.is_some_and(|known| known.says(listed));
         let moves = activate && self.current.as_ref() != Some(&listed.revision);
         if is_listed && !moves {
             return None;
         }
         let mut new = self.clone();
         if !is_listed {
+            let snapshot = listed.snapshot.or_else(|| known.and_then(|known| known.snapshot));
             new.revisions.retain(|known| known.revision != listed.revision);
-            new.revisions.push(listed.clone());
+            new.revisions.push(Listed { snapshot, ..listed.clone() });
         }
         if moves {
             new.current = Some(listed.revision.clone());

@@ -18,6 +18,7 @@ mod open;
 mod pull;
 mod push;
 mod settings;
+mod snapshots;
 mod survey;
 mod upload;
 
@@ -64,6 +65,16 @@ pub enum Move {
     FromAbsent,
     /// `current` stays.
     No,
+}
+
+/// Whether the snapshot of a revision goes with it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WithSnapshot {
+    /// It stays where it is.
+    #[default]
+    No,
+    /// It goes with the revision.
+    Yes,
 }
 
 /// A remote that was opened. Its calls wait for the server; they may be made from any thread, also from one of an

@@ -10,7 +10,7 @@ use super::documents::{FileEntry, LARGEST_DOCUMENT, Manifest};
 use super::download::download;
 use super::error::RemoteError;
 use super::push::template_pointer;
-use super::{Remote, SMALL, file_parents, several};
+use super::{Remote, SMALL, WithSnapshot, file_parents, several, snapshots};
 use crate::core::Core;
 use crate::damage;
 use crate::draft::Draft;
@@ -36,12 +36,15 @@ use crate::work::{DraftDir, Imported, Purpose, Work};
 #[non_exhaustive]
 pub struct PullOptions {
     pub(crate) publish: PublishOptions,
+    pub(crate) snapshot: WithSnapshot,
 }
 
 impl PullOptions {
     setters! {
         /// Whether it becomes current here, and what must be current for that.
         publish: PublishOptions,
+        /// Whether its snapshot is fetched as well, if the remote has one.
+        snapshot: WithSnapshot,
     }
 }
 
@@ -89,7 +92,14 @@ pub(super) fn pull(
     };
     let listed = pointer.find(id).ok_or_else(|| missing(format!("revision {template}@{id}")))?;
     let manifest = fetch_manifest(backend, template, id, &listed.manifest)?;
-    publish(core, backend, manifest, template, &options.publish, progress)
+    let mut pulled = publish(core, backend, manifest, template, &options.publish, progress)?;
+    if let (WithSnapshot::Yes, Some(snapshot)) = (options.snapshot, &listed.snapshot) {
+        let (files, bytes) = snapshots::pull(core, backend, &pulled.revision, snapshot, progress)?;
+        pulled.files_fetched += files;
+        pulled.bytes_fetched += bytes;
+        pulled.revision = Revision::open(core, template, pulled.revision.id())?;
+    }
+    Ok(pulled)
 }
 
 /// The manifest that a pointer names, checked.
@@ -200,18 +210,30 @@ pub(super) fn fill(
         }
     }
     let bytes = left.iter().map(|file| file.content.size).fold(0, u64::saturating_add);
-    let (large, small): (Vec<&FileEntry>, Vec<_>) = left.iter().partition(|file| file.content.size > SMALL);
-    let got = in_parallel(Stage::Fetching, bytes, progress, |advance| {
-        let one = |file: &FileEntry| fetch(&core, backend, &dir, &file.content, advance);
-        // A large file keeps all threads busy by itself, and has its share of the memory.
-        let mut got = large.into_iter().map(one).collect::<Result<Vec<_>>>()?;
-        got.extend(several(&small, |file| one(file))?);
-        Ok(got)
-    })?;
+    let got = fetch_all(&core, &left, progress, |content, advance| fetch(&core, backend, &dir, content, advance))?;
     (fetched.files, fetched.bytes) = (got.len(), bytes);
     imported.extend(got.into_iter().map(|one| (one.content.path.clone(), one)));
     work.imported = imported;
     Ok(fetched)
+}
+
+/// Fetches files, the small ones several at a time.
+pub(super) fn fetch_all<T: Send>(
+    core: &Core,
+    files: &[&FileEntry],
+    progress: &mut dyn Progress,
+    fetch: impl Fn(&Content, Advance) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    check_space(core, files)?;
+    let bytes = files.iter().map(|file| file.content.size).fold(0, u64::saturating_add);
+    let (large, small): (Vec<&FileEntry>, Vec<_>) = files.iter().partition(|file| file.content.size > SMALL);
+    in_parallel(Stage::Fetching, bytes, progress, |advance| {
+        let one = |file: &FileEntry| fetch(&file.content, advance);
+        // A large file keeps all threads busy by itself, and has its share of the memory.
+        let mut got = large.into_iter().map(one).collect::<Result<Vec<_>>>()?;
+        got.extend(several(&small, |file| one(file))?);
+        Ok(got)
+    })
 }
 
 /// Refuses before the first byte what can't fit.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::AddAssign;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -13,7 +14,7 @@ use super::documents::{
 };
 use super::error::RemoteError;
 use super::upload::{Outgoing, upload};
-use super::{Move, Remote, SMALL, several};
+use super::{Move, Remote, SMALL, WithSnapshot, several, snapshots};
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::{Content, Extra, RevisionRecord, TemplateSpec};
@@ -32,12 +33,15 @@ use crate::template;
 #[non_exhaustive]
 pub struct PushOptions {
     pub(crate) moves: Move,
+    pub(crate) snapshot: WithSnapshot,
 }
 
 impl PushOptions {
     setters! {
         /// Whether it becomes the remote's current revision, and what that must be for it.
         moves: Move,
+        /// Whether its snapshot is pushed as well.
+        snapshot: WithSnapshot,
     }
 }
 
@@ -98,8 +102,13 @@ pub(super) fn push(
     let was = backend.wait(template_pointer(backend, template))?;
     // Refused before the first byte is sent, if it is to be refused.
     check_move(core, backend, &was.0, id, &options.moves)?;
-    let (lead, sent) = send(backend, &goods, progress)?;
-    let listed = listed(core, &goods, lead.manifest)?;
+    let (lead, mut sent) = send(backend, &goods, progress)?;
+    let mut listed = listed(core, &goods, lead.manifest)?;
+    if options.snapshot == WithSnapshot::Yes {
+        let (manifest, of_snapshot) = snapshots::push(backend, revision, progress)?;
+        listed.snapshot = Some(manifest);
+        sent += of_snapshot;
+    }
     let (pointer, changed) = move_pointer(core, backend, was, &listed, &options.moves)?;
     for made in goods.record.made_from() {
         let lead = Lead { source_hash: made.source_hash, ..lead.clone() };
@@ -208,20 +217,38 @@ fn moved(backend: &Backend, template: &TemplateId, expected: String, found: Opti
     RemoteError::Moved { remote: backend.url.clone(), template: template.clone(), expected, found }.into()
 }
 
-/// Sends the files that the remote lacks, and the manifest.
-pub(super) fn send(backend: &Backend, goods: &Goods, progress: &mut dyn Progress) -> Result<(Lead, Sent)> {
-    let by_digest: BTreeMap<Digest, Content> = goods.contents.iter().map(|one| (one.blake3, one.clone())).collect();
+impl AddAssign for Sent {
+    fn add_assign(&mut self, other: Sent) {
+        self.files += other.files;
+        self.known += other.known;
+        self.bytes += other.bytes;
+    }
+}
+
+/// Sends the files that the remote lacks.
+pub(super) fn send_files(
+    backend: &Backend,
+    dir: &Utf8Path,
+    contents: &[Content],
+    progress: &mut dyn Progress,
+) -> Result<Sent> {
+    let by_digest: BTreeMap<Digest, Content> = contents.iter().map(|one| (one.blake3, one.clone())).collect();
     let missing = backend.wait(missing(backend, by_digest.into_values().collect()))?;
     let bytes = missing.iter().map(|content| content.size).fold(0, u64::saturating_add);
     let (large, small): (Vec<&Content>, Vec<_>) = missing.iter().partition(|content| content.size > SMALL);
     let sent = in_parallel(Stage::Sending, bytes, progress, |advance| {
         // A large file keeps all threads busy by itself, and has its share of the memory.
-        let of_large = large.iter().map(|content| send_file(backend, &goods.dir, content, advance));
+        let of_large = large.iter().map(|content| send_file(backend, dir, content, advance));
         let of_large = of_large.sum::<Result<u64>>()?;
-        let of_small = several(&small, |content| send_file(backend, &goods.dir, content, advance))?;
+        let of_small = several(&small, |content| send_file(backend, dir, content, advance))?;
         Ok(of_large + of_small.iter().sum::<u64>())
     })?;
-    let files = missing.len();
+    Ok(Sent { files: missing.len(), known: contents.len() - missing.len(), bytes: sent })
+}
+
+/// Sends the files that the remote lacks, and the manifest.
+pub(super) fn send(backend: &Backend, goods: &Goods, progress: &mut dyn Progress) -> Result<(Lead, Sent)> {
+    let sent = send_files(backend, &goods.dir, goods.contents, progress)?;
     let manifest = manifest(goods)?;
     let digest = Digest::of(&manifest);
     backend.wait(put_manifest(backend, &digest, &manifest))?;
@@ -232,7 +259,7 @@ pub(super) fn send(backend: &Backend, goods: &Goods, progress: &mut dyn Progress
         source_hash: goods.record.source_hash,
         extra: Extra::new(),
     };
-    Ok((lead, Sent { files, known: goods.contents.len() - files, bytes: sent }))
+    Ok((lead, sent))
 }
 
 /// Requests that are on their way at once, where each is small.
@@ -247,7 +274,7 @@ async fn missing(backend: &Backend, contents: Vec<Content>) -> Result<Vec<Conten
     Ok(found.into_iter().flatten().collect())
 }
 
-async fn put_manifest(backend: &Backend, digest: &Digest, bytes: &[u8]) -> Result<()> {
+pub(super) async fn put_manifest(backend: &Backend, digest: &Digest, bytes: &[u8]) -> Result<()> {
     let path = backend.names.manifest(digest);
     match backend.len(&path).await? {
         Some(len) if len == bytes.len() as u64 => Ok(()),
@@ -266,15 +293,20 @@ fn send_file(backend: &Backend, dir: &Utf8Path, content: &Content, advance: Adva
 const WORTHWHILE: u64 = 1024 * 1024;
 const MOST_HOLES: usize = 1000;
 
-fn manifest(goods: &Goods) -> Result<Vec<u8>> {
+/// The files of a directory, as a manifest has them.
+pub(super) fn file_entries(dir: &Utf8Path, contents: &[Content]) -> Result<Vec<FileEntry>> {
     let entry = |content: &Content| -> Result<FileEntry> {
-        let path = goods.dir.join(content.path.as_path());
+        let path = dir.join(content.path.as_path());
         let mut holes = holes(&read::open(&path)?, &path, content.size)?;
         holes.retain(|hole| hole.end - hole.start >= WORTHWHILE);
         holes.truncate(MOST_HOLES);
         Ok(FileEntry::new(content.clone(), &holes))
     };
-    let files = goods.contents.iter().map(entry).collect::<Result<_>>()?;
+    contents.iter().map(entry).collect()
+}
+
+fn manifest(goods: &Goods) -> Result<Vec<u8>> {
+    let files = file_entries(&goods.dir, goods.contents)?;
     let mut record = goods.record.clone();
     // What is only true of this host stays here.
     (record.published_at, record.adopted_at, record.reused_from) = (None, None, None);
@@ -288,6 +320,7 @@ pub(super) fn listed(core: &Core, goods: &Goods, manifest: Digest) -> Result<Lis
         manifest,
         bytes: goods.contents.iter().map(|content| content.size).fold(0, u64::saturating_add),
         pushed_at: core.now(),
+        snapshot: None,
         extra: Extra::new(),
     })
 }

@@ -11,6 +11,7 @@ use super::download::read_through;
 use super::error::RemoteError;
 use super::pull::fetch_manifest;
 use super::push::template_pointer;
+use super::snapshots;
 use crate::error::{Error, Result};
 use crate::format::Content;
 use crate::id::{Digest, RevisionId, TemplateId};
@@ -41,6 +42,8 @@ pub struct RemoteRevision {
     pub bytes: u64,
     /// When it was pushed.
     pub pushed_at: Timestamp,
+    /// Whether its snapshot was pushed as well.
+    pub has_snapshot: bool,
 }
 
 /// What a look through a remote found.
@@ -93,6 +96,7 @@ fn described(pointer: TemplatePointer) -> RemoteTemplate {
         revision: listed.revision,
         bytes: listed.bytes,
         pushed_at: listed.pushed_at,
+        has_snapshot: listed.snapshot.is_some(),
     };
     RemoteTemplate {
         template: pointer.template,
@@ -109,10 +113,15 @@ type Named = (TemplateId, RevisionId, Digest);
 pub(super) fn verify(backend: &Backend, data: bool, progress: &mut dyn Progress) -> Result<RemoteReport> {
     let mut report = RemoteReport::default();
     let mut named: BTreeSet<Named> = BTreeSet::new();
+    let mut snapshots: BTreeSet<Named> = BTreeSet::new();
     for id in backend.wait(template_ids(backend))? {
         report.templates += 1;
         if let Some((pointer, _)) = sound(&mut report, backend.wait(template_pointer(backend, &id)))? {
-            named.extend(pointer.revisions.into_iter().map(|listed| (id.clone(), listed.revision, listed.manifest)));
+            for listed in pointer.revisions {
+                let snapshot = listed.snapshot.map(|digest| (id.clone(), listed.revision.clone(), digest));
+                snapshots.extend(snapshot);
+                named.insert((id.clone(), listed.revision, listed.manifest));
+            }
         }
     }
     for pointer in backend.wait(keys(backend))? {
@@ -125,6 +134,11 @@ pub(super) fn verify(backend: &Backend, data: bool, progress: &mut dyn Progress)
     for (template, revision, digest) in named {
         report.revisions += 1;
         let manifest: Option<Manifest> = sound(&mut report, fetch_manifest(backend, &template, &revision, &digest))?;
+        files
+            .extend(manifest.into_iter().flat_map(|found| found.files).map(|file| (file.content.blake3, file.content)));
+    }
+    for (template, revision, digest) in snapshots {
+        let manifest = sound(&mut report, snapshots::fetch_manifest(backend, (&template, &revision), &digest))?;
         files
             .extend(manifest.into_iter().flat_map(|found| found.files).map(|file| (file.content.blake3, file.content)));
     }

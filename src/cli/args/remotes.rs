@@ -25,6 +25,9 @@ pub(crate) struct Push {
     /// Leave what is current at the remote as it is
     #[arg(long)]
     pub no_activate: bool,
+    /// Push the snapshot of the revision as well
+    #[arg(long)]
+    pub with_snapshot: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -34,8 +37,11 @@ pub(crate) struct Pull {
     #[command(flatten)]
     pub remote: RemoteOf,
     /// The remote is a registry of mvm: files with a list of SHA-256 sums
-    #[arg(long)]
+    #[arg(long, conflicts_with = "with_snapshot")]
     pub mvm_registry: bool,
+    /// Fetch the snapshot of the revision as well, if the remote has one
+    #[arg(long)]
+    pub with_snapshot: bool,
     #[command(flatten)]
     pub activation: Activation,
 }

@@ -9,6 +9,7 @@ mod mvm;
 mod races;
 mod server;
 mod sharing;
+mod snapshots;
 
 use std::fs;
 use std::sync::Arc;
