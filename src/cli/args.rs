@@ -404,6 +404,9 @@ pub(crate) struct Verify {
     /// Mend what can be mended; nothing is deleted
     #[arg(long)]
     pub repair: bool,
+    /// Fetch what has no intact copy here from this remote (a name, a URL, or a directory)
+    #[arg(long, value_name = "REMOTE", requires = "repair")]
+    pub remote: Option<String>,
 }
 
 /// `ID` or `ID@REVISION`.

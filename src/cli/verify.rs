@@ -2,10 +2,11 @@
 
 use jiff::Timestamp;
 use serde_json::json;
-use template_store::{Depth, Finding, Mended, Report, Severity, Store, VerifyOptions};
+use template_store::{Depth, Finding, Mended, Remote, Report, Severity, Store, VerifyOptions};
 
 use super::args::Verify;
 use super::output::{size, table};
+use super::remote::settings;
 use super::terminal::Terminal;
 use super::{Result, Session, Status};
 
@@ -23,7 +24,13 @@ pub(crate) fn verify(session: &Session, args: &Verify) -> Result {
     let mut terminal = Terminal::new(session.output);
     let (report, mended, remaining) = match args.repair {
         true => {
-            let repaired = store.repair(&options, &mut terminal)?;
+            let repaired = match &args.remote {
+                Some(named) => {
+                    let remote = Remote::open(&settings(Some(&store), Some(named))?)?;
+                    store.repair_from(&remote, &options, &mut terminal)?
+                }
+                None => store.repair(&options, &mut terminal)?,
+            };
             (repaired.report, repaired.mended, repaired.remaining)
         }
         false => {

@@ -16,6 +16,7 @@ use crate::fs::Disk;
 use crate::fs::copy::Advance;
 use crate::fs::receive::Buffer;
 use crate::id::Digest;
+use crate::repair::Supply;
 
 /// Files up to this size are fetched in one piece.
 const SMALL: u64 = 1024 * 1024;
@@ -53,6 +54,20 @@ pub(super) fn download(
         }
     }
     Err(last.expect("there was an attempt"))
+}
+
+impl Supply for Backend {
+    fn name(&self) -> &str {
+        &self.url
+    }
+
+    fn fetch(&self, disk: &Disk, content: &Content, to: &Utf8Path) -> Result<bool> {
+        match download(self, disk, content, to, &|_| ()) {
+            Ok(()) => Ok(true),
+            Err(Error::Remote(RemoteError::Damaged { .. })) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// Fetches a file and looks whether it has the bytes of its digest; nothing is kept of it.

@@ -36,8 +36,10 @@ use crate::fs::atomic::Lasting;
 use crate::fs::read;
 use crate::id::{RemoteName, RevisionId, TemplateId};
 use crate::progress::Progress;
+use crate::repair;
 use crate::revision::Revision;
 use crate::store::Store;
+use crate::verify::{Repaired, VerifyOptions};
 
 use backend::{Backend, Conditions};
 use documents::FileEntry;
@@ -357,6 +359,28 @@ impl Store {
         progress: &mut dyn Progress,
     ) -> Result<Pulled> {
         mvm::pull(&self.core, registry, template, revision, options, progress)
+    }
+
+    /// Verifies and repairs as [`repair`](Store::repair) does; what has no intact copy here is fetched from a remote.
+    ///
+    /// # Errors
+    /// As [`repair`](Store::repair). What the remote lacks, or does not give, remains in the report.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let store = template_store::Store::open_or_init(dir.path().join("store"))?;
+    /// # use template_store::{Remote, RemoteSettings, VerifyOptions};
+    /// let remote = Remote::open(&RemoteSettings::at(dir.path().to_str().unwrap()))?;
+    /// assert!(store.repair_from(&remote, &VerifyOptions::default(), &mut ())?.remaining.is_empty());
+    /// # Ok::<(), template_store::Error>(())
+    /// ```
+    pub fn repair_from(
+        &self,
+        remote: &Remote,
+        options: &VerifyOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Repaired> {
+        repair::repair(&self.core, options, Some(&remote.backend), progress)
     }
 
     fn config_text(&self) -> Result<(Utf8PathBuf, String)> {

@@ -24,8 +24,8 @@ pub(super) fn push(backend: &Backend, revision: &Revision, progress: &mut dyn Pr
         return Err(Error::NoSnapshot { template: revision.template().clone(), revision: revision.id().clone() });
     };
     let (dir, record) = (snapshot.path(), snapshot.record().clone());
-    let sent = send_files(backend, &dir, &record.contents, progress)?;
-    let files = file_entries(&dir, &record.contents)?;
+    let sent = send_files(backend, dir, &record.contents, progress)?;
+    let files = file_entries(dir, &record.contents)?;
     let manifest = SnapshotManifest::new(revision.template().clone(), revision.id().clone(), record, files).to_json();
     let digest = Digest::of(&manifest);
     backend.wait(put_manifest(backend, &digest, &manifest))?;

@@ -22,10 +22,7 @@ impl Repair<'_> {
             Some(good) => (good, true),
             None => match self.copy_in_instances(&content.blake3, content.size)? {
                 Some(good) => (good, false),
-                None => {
-                    self.failed.insert(path, "neither the store nor an instance has an intact copy".into());
-                    return Ok(());
-                }
+                None => return self.mend_from_outside(template, id, content, path),
             },
         };
         self.make_way(template, id, content)?;
@@ -37,6 +34,41 @@ impl Repair<'_> {
         self.progress.note(Note::Healed { path: path.clone() });
         let from = self.below_root(&good);
         self.done(path, format!("replaced by the intact copy {from}"));
+        Ok(())
+    }
+
+    /// Gives a revision its file again from outside the store, if anybody there has it.
+    fn mend_from_outside(
+        &mut self,
+        template: &TemplateId,
+        id: &RevisionId,
+        content: &Content,
+        path: Utf8PathBuf,
+    ) -> Result<()> {
+        let Some(supply) = self.supply else {
+            self.failed.insert(path, "neither the store nor an instance has an intact copy".into());
+            return Ok(());
+        };
+        let fetched = self.staging()?.join(content.blake3.to_hex());
+        match supply.fetch(&self.core.disk, content, &fetched) {
+            Ok(true) => {}
+            Ok(false) => {
+                let reason = format!("neither the store, an instance nor {} has an intact copy", supply.name());
+                self.failed.insert(path, reason);
+                return Ok(());
+            }
+            // It may answer the next time: the revision is not lost for that.
+            Err(error) => {
+                self.fail(path, error.to_string());
+                return Ok(());
+            }
+        }
+        self.make_way(template, id, content)?;
+        self.keep(&path, Some(template), Some(id))?;
+        self.put(&fetched, &path)?;
+        self.core.disk.unlink(&fetched)?;
+        self.progress.note(Note::Healed { path: path.clone() });
+        self.done(path, format!("fetched again from {}", supply.name()));
         Ok(())
     }
 

@@ -22,6 +22,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use crate::activation;
 use crate::core::Core;
 use crate::error::Result;
+use crate::format::Content;
+use crate::fs::Disk;
 use crate::fs::read::FileId;
 use crate::id::{RevisionId, TemplateId};
 use crate::progress::{Note, Progress};
@@ -30,6 +32,15 @@ use crate::work::DraftDir;
 
 use copies::Copies;
 use plan::{Action, Facts, Stage, plan};
+
+/// Somebody outside the store who may have the bytes of a file.
+pub(crate) trait Supply: Sync {
+    /// Who it is, for people.
+    fn name(&self) -> &str;
+
+    /// Makes a sealed, durable file of these bytes; `false` if it has none.
+    fn fetch(&self, disk: &Disk, content: &Content, to: &Utf8Path) -> Result<bool>;
+}
 
 /// A repair at work. Nobody else changes the store while it lives.
 struct Repair<'a> {
@@ -47,6 +58,8 @@ struct Repair<'a> {
     /// Inodes that somebody can still write to, and the sealed copy of each.
     open: HashMap<FileId, Utf8PathBuf>,
     staging: Option<DraftDir>,
+    /// Asked last: what it has must come here first.
+    supply: Option<&'a dyn Supply>,
     mended: Vec<Mended>,
     /// What is out of the way, and was not mended.
     lost: Vec<Finding>,
@@ -56,7 +69,12 @@ struct Repair<'a> {
 }
 
 /// Verifies and repairs; see [`Store::repair`](crate::Store::repair).
-pub(crate) fn repair(core: &Arc<Core>, options: &VerifyOptions, progress: &mut dyn Progress) -> Result<Repaired> {
+pub(crate) fn repair(
+    core: &Arc<Core>,
+    options: &VerifyOptions,
+    supply: Option<&dyn Supply>,
+    progress: &mut dyn Progress,
+) -> Result<Repaired> {
     // What can't be changed says so before everything is read.
     core.check_adopted()?;
     core.settle_dead_repair()?;
@@ -79,6 +97,7 @@ pub(crate) fn repair(core: &Arc<Core>, options: &VerifyOptions, progress: &mut d
         kept: HashSet::new(),
         open: HashMap::new(),
         staging: None,
+        supply,
         mended: Vec::new(),
         lost: Vec::new(),
         failed: HashMap::new(),

@@ -132,6 +132,6 @@ impl Store {
     /// # Ok::<(), template_store::Error>(())
     /// ```
     pub fn repair(&self, options: &VerifyOptions, progress: &mut dyn Progress) -> Result<Repaired> {
-        crate::repair::repair(&self.core, options, progress)
+        crate::repair::repair(&self.core, options, None, progress)
     }
 }

@@ -1,10 +1,13 @@
 //! Push on one host, pull on another: with every kind of object store.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use camino::Utf8PathBuf;
 
 use template_store::{
     Activate, Error, ErrorKind, Move, Outcome, PublishOptions, PullOptions, PushOptions, RemoteError, RemoteSettings,
+    Severity, VerifyOptions,
 };
 
 use super::{assert_sound, current, host, publish, pull, push, with_each};
@@ -115,6 +118,40 @@ fn what_is_damaged_here_is_not_pushed() {
         assert!(remote.templates().unwrap().is_empty());
         assert_sound(&remote);
     });
+}
+
+#[test]
+fn a_repair_fetches_what_nobody_here_has() {
+    with_each(&Place::new(), |place, kind| {
+        let (a, remote) = (host(place, "a"), kind.open());
+        let revision = publish(place, &a, "one");
+        push(&a, &remote, &revision).unwrap();
+        let (rootfs, kernel, config) = (revision.rootfs(), revision.kernel(), revision.fc_base_config());
+        drop(revision);
+        crate::support::flip(&rootfs, 6 << 20, true);
+        fs::set_permissions(kernel.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
+        for path in [&kernel, &config, &crate::support::object_of(a.layout(), &kernel)] {
+            fs::remove_file(path).unwrap();
+        }
+        let repaired = a.repair_from(&remote, &VerifyOptions::default(), &mut ()).unwrap();
+        assert_eq!(repaired.remaining, []);
+        let how = |path: &Utf8PathBuf| &repaired.mended.iter().find(|mended| mended.path == *path).unwrap().how;
+        assert!(how(&rootfs).contains("fetched again"), "{:?}", repaired.mended);
+        assert_right(&a.current(&id("web")).unwrap());
+        assert_eq!(a.verify(&VerifyOptions::default(), &mut ()).unwrap().count(Severity::Error), 0);
+    });
+}
+
+#[test]
+fn what_the_remote_lacks_as_well_remains() {
+    let place = Place::new();
+    let store = place.store();
+    let revision = publish(&place, &store, "one");
+    fs::create_dir(place.join("hub")).unwrap();
+    crate::support::flip(&revision.rootfs(), 6 << 20, true);
+    drop(revision);
+    let ran = place.run(&["verify", "--repair", "--remote", place.join("hub").as_str()]).with_code(4);
+    assert!(ran.out.contains("rootfs.ext4"), "{}", ran.out);
 }
 
 #[test]
