@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 page=docs/benchmarks.md
 benches=("$@")
-((${#benches[@]})) || benches=(image store collect instance)
+((${#benches[@]})) || benches=(image store collect instance remote)
 
 # --- what it ran on ----------------------------------------------------------
 
@@ -25,7 +25,7 @@ print(f"{machine.describe(pathlib.Path(sys.argv[1]).resolve())}, load {os.getloa
 # The table of a benchmark: from the first line that is none of criterion's. The
 # place of the temporary directory is nobody's business.
 table() {
-  sed -n '/^\(The store beside\|A root file system\|Stores of small\|[0-9][0-9]* instances of\)/,$p' |
+  sed -n '/^\(The store beside\|A root file system\|Stores of small\|An image of\|[0-9][0-9]* instances of\)/,$p' |
     sed -E 's|,? in /[^ ,]+/template-store-bench-[A-Za-z0-9]+||; s/[[:space:]]+$//'
 }
 

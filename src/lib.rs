@@ -150,7 +150,8 @@ pub use publish::Outcome;
 #[cfg(feature = "remote")]
 pub use remote::{
     FromRemote, Move, PullOptions, Pulled, PushOptions, Pushed, REMOTE_FORMAT_VERSION, Remote, RemoteCheck,
-    RemoteError, RemoteFinding, RemoteReport, RemoteRevision, RemoteSettings, RemoteTemplate, Shared, WithSnapshot,
+    RemoteError, RemoteFinding, RemoteReport, RemoteRevision, RemoteSettings, RemoteTemplate, SendFiles, Shared,
+    WithSnapshot,
 };
 pub use removal::Removal;
 pub use revision::Revision;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use crate::compare::{Difference, differences};
 use crate::core::Core;
 #[cfg(doc)]
@@ -36,6 +38,8 @@ pub struct Sealed {
     names: ArtifactNames,
     id: RevisionId,
     took: Duration,
+    /// When the build ended.
+    sealed_at: Timestamp,
 }
 
 /// What came of publishing.
@@ -57,7 +61,14 @@ impl Sealed {
     pub(crate) fn new(work: Work, options: &SealOptions, files: SealedFiles) -> Sealed {
         let id = options.revision.clone().unwrap_or_else(|| derived_id(&files.contents));
         let took = work.started.elapsed();
-        Sealed { work, files, names: options.names.clone(), id, took }
+        let sealed_at = work.core.now();
+        Sealed { work, files, names: options.names.clone(), id, took, sealed_at }
+    }
+
+    /// The id that it is to have.
+    #[cfg(feature = "remote")]
+    pub(crate) fn id(&self) -> &RevisionId {
+        &self.id
     }
 
     /// The files, in the order of their paths.
@@ -68,7 +79,7 @@ impl Sealed {
     /// The record that it will have, but for when it was published.
     #[cfg(feature = "remote")]
     pub(crate) fn record(&self) -> RevisionRecord {
-        let now = self.work.core.now().to_string();
+        let now = self.sealed_at.to_string();
         let mut record = record(&self.work.purpose, &self.files.contents, &self.names, self.took, now);
         record.build.revision_hash = self.id.to_string();
         record.contents = Some(self.files.contents.clone());
@@ -138,10 +149,9 @@ impl Sealed {
     /// }
     /// # Ok::<(), template_store::Error>(())
     /// ```
-    pub fn publish_with(self, options: &PublishOptions, progress: &mut dyn Progress) -> Result<Published> {
-        let Sealed { mut work, files, names, id, took } = self;
-        let claim = work.claim.take();
-        let published = publish(work, files, &names, id, took, options, progress);
+    pub fn publish_with(mut self, options: &PublishOptions, progress: &mut dyn Progress) -> Result<Published> {
+        let claim = self.work.claim.take();
+        let published = publish(self, options, progress);
         if let Some(claim) = claim {
             let told = claim.end(match &published {
                 Ok(published) => End::Published(published.revision.id().clone()),
@@ -156,15 +166,8 @@ impl Sealed {
     }
 }
 
-fn publish(
-    work: Work,
-    files: SealedFiles,
-    names: &ArtifactNames,
-    id: RevisionId,
-    took: Duration,
-    options: &PublishOptions,
-    progress: &mut dyn Progress,
-) -> Result<Published> {
+fn publish(sealed: Sealed, options: &PublishOptions, progress: &mut dyn Progress) -> Result<Published> {
+    let Sealed { work, files, names, id, took, sealed_at } = sealed;
     let Work { core, dir, purpose, staging, objects, pulled, .. } = work;
     let _change = core.begin_change()?;
     let earlier = match (&purpose.inputs, purpose.known) {
@@ -173,7 +176,7 @@ fn publish(
     };
     let action = if pulled.is_some() { Action::Pull } else { Action::Publish };
     let record =
-        pulled.map_or_else(|| record(&purpose, &files.contents, names, took, core.now().to_string()), |it| *it);
+        pulled.map_or_else(|| record(&purpose, &files.contents, &names, took, sealed_at.to_string()), |it| *it);
     let conflict = match purpose.known {
         Known::BuildAgain => Conflict::Rename,
         Known::Reuse => Conflict::Refuse,

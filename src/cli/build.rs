@@ -39,7 +39,7 @@ pub(crate) fn build(session: &Session, args: &Args) -> Result {
         }
         Build::Draft(draft) => {
             let publish = publish_options(&args.activation)?;
-            let draft = match cache.fetch(draft, &publish, session.output, &mut terminal)? {
+            let draft = match cache.fetch(draft, matching(args), &publish, session.output, &mut terminal)? {
                 Found::Published(published) => {
                     report(session.output, "pulled", &published, terminal.notes());
                     return Ok(Status::Done);
@@ -65,11 +65,15 @@ fn options(args: &Args) -> Result<BuildOptions> {
     let command: Vec<_> = args.command.iter().map(|word| word.to_string_lossy()).collect();
     Ok(BuildOptions::default()
         .known(if args.force { Known::BuildAgain } else { Known::Reuse })
-        .matching(if args.strict { Match::Strict } else { Match::Sources })
+        .matching(matching(args))
         .wait(args.wait.map_or(Wait::Forever, |seconds| Wait::AtMost(Duration::from_secs(seconds))))
         .resources(args.machine.resources())
         .publish(publish_options(&args.activation)?)
         .command(command.join(" ")))
+}
+
+fn matching(args: &Args) -> Match {
+    if args.strict { Match::Strict } else { Match::Sources }
 }
 
 pub(crate) fn seal_options(names: &Names) -> SealOptions {

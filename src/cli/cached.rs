@@ -1,7 +1,7 @@
 //! A remote as a cache of builds: what it has is fetched, what is built is sent; without it, work goes on with a warning.
 
 use template_store::{
-    BuildInputs, Draft, Error, FromRemote, Move, PublishOptions, Published, PushOptions, Remote, RemoteError,
+    BuildInputs, Draft, Error, FromRemote, Match, Move, PublishOptions, Published, PushOptions, Remote, RemoteError,
     RemoteSettings, Revision, Sealed, Store, TemplateId,
 };
 
@@ -35,26 +35,24 @@ impl Cache {
     pub fn fetch(
         &mut self,
         draft: Draft,
+        matching: Match,
         options: &PublishOptions,
         output: &Output,
         terminal: &mut Terminal,
     ) -> Result<Found> {
         let Some(settings) = &self.settings else { return Ok(Found::Nothing(Box::new(draft))) };
-        let remote = match Remote::open_briefly(settings) {
-            Ok(remote) => remote,
-            Err(error) => {
-                draft.abandon()?;
-                return Err(error.into());
-            }
+        let asked = match Remote::open_briefly(settings) {
+            Ok(remote) => draft.publish_from(&remote, matching, options, terminal)?,
+            Err(error) => FromRemote::Failed(draft, error),
         };
-        match draft.publish_from(&remote, options, terminal)? {
+        match asked {
             FromRemote::Published(published) => Ok(Found::Published(published)),
             FromRemote::Nothing(draft) => Ok(Found::Nothing(Box::new(draft))),
+            FromRemote::Failed(draft, error) if self.required => {
+                draft.abandon()?;
+                Err(error.into())
+            }
             FromRemote::Failed(draft, error) => {
-                if self.required {
-                    draft.abandon()?;
-                    return Err(error.into());
-                }
                 self.do_without(&error, output);
                 Ok(Found::Nothing(Box::new(draft)))
             }
@@ -66,13 +64,15 @@ impl Cache {
         &mut self,
         store: &Store,
         template: Option<&TemplateId>,
-        inputs: &BuildInputs,
+        (inputs, matching): (&BuildInputs, Match),
         output: &Output,
         terminal: &mut Terminal,
     ) -> Result<Option<Revision>> {
         let Some(settings) = &self.settings else { return Ok(None) };
-        let remote = Remote::open_briefly(settings)?;
-        match store.lookup_remote(&remote, template, inputs, &PublishOptions::default(), terminal) {
+        let options = PublishOptions::default();
+        let found = Remote::open_briefly(settings)
+            .and_then(|remote| store.lookup_remote(&remote, template, inputs, matching, &options, terminal));
+        match found {
             Err(error @ Error::Remote(_)) if !self.required => {
                 self.do_without(&error, output);
                 Ok(None)
@@ -92,17 +92,23 @@ impl Cache {
         let Some(settings) = self.settings.as_ref().filter(|_| !self.is_down) else {
             return Ok(("built", sealed.publish_with(options, terminal)?));
         };
-        let shared = sealed.publish_shared(&Remote::open(settings)?, options, terminal)?;
-        if let Some(error) = shared.failed {
+        let (published, theirs, failed) = match Remote::open(settings) {
+            Ok(remote) => {
+                let shared = sealed.publish_shared(&remote, options, terminal)?;
+                (shared.published, shared.theirs, shared.failed)
+            }
+            // The build is there, and must not be lost for that.
+            Err(error) => (sealed.publish_with(options, terminal)?, false, Some(error)),
+        };
+        if let Some(error) = failed {
             if self.required {
-                let revision = &shared.published.revision;
-                let text =
-                    format!("{}@{} is published here, but was not pushed: {error}", revision.template(), revision.id());
+                let (template, revision) = (published.revision.template(), published.revision.id());
+                let text = format!("{template}@{revision} is published here, but was not pushed: {error}");
                 return Err(Failure::Other(text, 1));
             }
             output.note(&format!("it is published here, but was not pushed: {error}"));
         }
-        Ok((if shared.theirs { "pulled" } else { "built" }, shared.published))
+        Ok((if theirs { "pulled" } else { "built" }, published))
     }
 
     /// Pushes what is here already, if the remote has nothing for these inputs.

@@ -26,7 +26,7 @@ pub(crate) fn lookup(session: &Session, args: &Lookup) -> Result {
     let found = match store.lookup_with(args.id.as_ref(), &inputs, matching, &mut terminal)? {
         None => {
             let mut cache = Cache::of(Some(&store), &args.cache)?;
-            cache.lookup(&store, args.id.as_ref(), &inputs, session.output, &mut terminal)?
+            cache.lookup(&store, args.id.as_ref(), (&inputs, matching), session.output, &mut terminal)?
         }
         found => found,
     };

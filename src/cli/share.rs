@@ -1,7 +1,7 @@
 //! `push` and `pull`.
 
 use serde_json::json;
-use template_store::{Move, Outcome, PullOptions, PushOptions, Remote, WithSnapshot};
+use template_store::{Move, Outcome, PullOptions, PushOptions, Remote, SendFiles, WithSnapshot};
 
 use super::args::{Pull, Push};
 use super::build::publish_options;
@@ -19,7 +19,10 @@ pub(crate) fn push(session: &Session, args: &Push) -> Result {
         Some("none") => Move::FromAbsent,
         Some(revision) => Move::From(revision.parse()?),
     };
-    let options = PushOptions::default().moves(moves).snapshot(with_snapshot(args.with_snapshot));
+    let options = PushOptions::default()
+        .moves(moves)
+        .snapshot(with_snapshot(args.with_snapshot))
+        .files(if args.resend { SendFiles::All } else { SendFiles::Missing });
     let mut terminal = Terminal::new(session.output);
     let pushed = store.push(&remote, &args.target.template, args.target.revision.as_ref(), &options, &mut terminal)?;
     let name = format!("{}@{}", pushed.template, pushed.revision);

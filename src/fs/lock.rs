@@ -99,7 +99,7 @@ impl Flock {
         }
     }
 
-    pub fn wait(&self, mode: Mode) -> Result<()> {
+    fn wait(&self, mode: Mode) -> Result<()> {
         let lock = match mode {
             Mode::Shared => fs2::FileExt::lock_shared,
             Mode::Exclusive => fs2::FileExt::lock_exclusive,

@@ -3,12 +3,14 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use camino::Utf8PathBuf;
+use futures_util::StreamExt;
 use object_store::path::Path;
 use object_store::{
-    Error as StoreError, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    Error as StoreError, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
     UpdateVersion,
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -17,7 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::error::RemoteError;
 use super::names::Names;
 use crate::error::{At, Result};
-use crate::fs::lock::{Flock, Mode};
+use crate::fs::lock::{BackOff, Flock, Mode};
 
 /// How the remote keeps two writers of one pointer apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,12 +93,7 @@ impl Backend {
         if found.meta.size > most {
             return Err(self.damaged(path, format!("it has {} bytes, and may have {most}", found.meta.size)));
         }
-        let bytes = found.bytes().await.map_err(|error| self.failed("read", path, &error))?;
-        // A server may say one size and send another.
-        match bytes.len() as u64 <= most {
-            true => Ok(Some((bytes, Version::Is(version)))),
-            false => Err(self.damaged(path, format!("it has more than {most} bytes"))),
-        }
+        Ok(Some((self.body(path, found, most).await?, Version::Is(version))))
     }
 
     /// The length of an object; `None` if there is none.
@@ -111,12 +108,25 @@ impl Backend {
     /// A part of an object.
     pub async fn range(&self, path: &Path, start: u64, end: u64) -> Result<Bytes> {
         let options = GetOptions { range: Some(GetRange::Bounded(start..end)), ..GetOptions::default() };
-        let read = async { self.objects.get_opts(path, options).await?.bytes().await };
-        let bytes = read.await.map_err(|error| self.failed("read", path, &error))?;
+        let found = self.objects.get_opts(path, options).await.map_err(|error| self.failed("read", path, &error))?;
+        let bytes = self.body(path, found, end - start).await?;
         match bytes.len() as u64 == end - start {
             true => Ok(bytes),
             false => Err(self.damaged(path, "the server sent another part of it than it was asked for".into())),
         }
+    }
+
+    /// The bytes of an answer, up to so many: a server may say one size and send another.
+    async fn body(&self, path: &Path, found: GetResult, most: u64) -> Result<Bytes> {
+        let (mut stream, mut bytes) = (found.into_stream(), Vec::new());
+        while let Some(piece) = stream.next().await {
+            let piece = piece.map_err(|error| self.failed("read", path, &error))?;
+            if bytes.len() as u64 + piece.len() as u64 > most {
+                return Err(self.damaged(path, format!("more than {most} bytes of it came")));
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes.into())
     }
 
     /// Writes an object that never changes: whoever writes it writes the same.
@@ -148,7 +158,11 @@ impl Backend {
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => self.is_ours(path, bytes).await,
             // What was to be changed has gone.
             Err(StoreError::NotFound { .. }) if *was != Version::Absent => Ok(Swap::Lost),
-            Err(error) => Err(self.failed("write", path, &error)),
+            // The answer may be lost, and not the write.
+            Err(error) => match self.is_ours(path, bytes).await? {
+                Swap::Done => Ok(Swap::Done),
+                Swap::Lost => Err(self.failed("write", path, &error)),
+            },
         }
     }
 
@@ -213,9 +227,17 @@ impl Drop for Backend {
     }
 }
 
+/// A change of a pointer takes moments. Who holds the lock longer is stuck.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 fn lock_file(path: &Utf8PathBuf) -> Result<Flock> {
     let lock = Flock::open_or_create(path)?;
-    lock.wait(Mode::Exclusive)?;
+    let mut pauses = BackOff::new(Some(PATIENCE));
+    while !lock.try_lock(Mode::Exclusive)? {
+        if !pauses.pause() {
+            return Err(std::io::Error::from(std::io::ErrorKind::TimedOut)).at("lock", path).map_err(Into::into);
+        }
+    }
     Ok(lock)
 }
 

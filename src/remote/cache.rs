@@ -1,23 +1,31 @@
 //! A remote as a cache of builds: what another host built is fetched, and what is built here is pushed.
 
+use crate::activation;
+use crate::compare::first_difference;
+use crate::core::Core;
 use crate::draft::Draft;
 use crate::error::{Error, Result};
-use crate::format::{Outcome as End, with_machine};
+use crate::format::{Content, Outcome as End};
 use crate::fs::read;
 use crate::id::{RevisionId, TemplateId};
 use crate::inputs::{BuildInputs, Made};
-use crate::options::{Known, PublishOptions, Resources};
+use crate::options::{Activate, Known, Match, PublishOptions, Resources};
 use crate::progress::Progress;
 use crate::publish::Outcome;
+use crate::reuse::{BuildRequest, Request};
 use crate::revision::Revision;
 use crate::sealed::{Published, Sealed, remember};
 use crate::store::Store;
+use crate::work::Work;
 
 use super::backend::{Backend, Swap};
 use super::documents::{Lead, Listed, Manifest};
 use super::error::RemoteError;
-use super::pull::{fetch_manifest, fill, names, publish, seal_and_publish};
-use super::push::{Goods, begin, key_pointer, listed, move_pointer, send, template_pointer, unique};
+use super::pull::{fetch_manifest, publish};
+use super::push::{
+    Goods, PushOptions, Rounds, SendFiles, begin, key_pointer, listed, move_pointer, push, send, template_pointer,
+    unique,
+};
 use super::{Move, Remote};
 
 /// What a remote had for a draft.
@@ -56,10 +64,11 @@ impl Store {
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
     /// # let store = template_store::Store::open_or_init(dir.path().join("store"))?;
-    /// # use template_store::{BuildInputs, PublishOptions, Remote, RemoteSettings};
+    /// # use template_store::{BuildInputs, Match, PublishOptions, Remote, RemoteSettings};
     /// # let remote = Remote::open(&RemoteSettings::at(dir.path().to_str().unwrap()))?;
     /// let inputs = BuildInputs::new("lock".parse()?, "minimal".parse()?, "worker".parse()?);
-    /// assert!(store.lookup_remote(&remote, None, &inputs, &PublishOptions::default(), &mut ())?.is_none());
+    /// let found = store.lookup_remote(&remote, None, &inputs, Match::Sources, &PublishOptions::default(), &mut ())?;
+    /// assert!(found.is_none());
     /// # Ok::<(), template_store::Error>(())
     /// ```
     pub fn lookup_remote(
@@ -67,217 +76,14 @@ impl Store {
         remote: &Remote,
         template: Option<&TemplateId>,
         inputs: &BuildInputs,
+        matching: Match,
         options: &PublishOptions,
         progress: &mut dyn Progress,
     ) -> Result<Option<Revision>> {
-        let Some((lead, manifest)) = find(&remote.backend, inputs)? else { return Ok(None) };
+        let Some((lead, manifest)) = find(&remote.backend, inputs, matching)? else { return Ok(None) };
         let template = template.unwrap_or(&lead.template);
-        Ok(Some(publish(&self.core, &remote.backend, manifest, template, options, progress)?.revision))
-    }
-}
-
-impl Draft {
-    /// Fills the draft with what another host built from the same inputs, and publishes it. Those who wait for the build get
-    /// it too.
-    ///
-    /// # Errors
-    /// An error of the disk. What is wrong with the remote is in the answer, with the draft to build in.
-    pub fn publish_from(
-        mut self,
-        remote: &Remote,
-        options: &PublishOptions,
-        progress: &mut dyn Progress,
-    ) -> Result<FromRemote> {
-        let Some(inputs) = &self.work.purpose.inputs else { return Ok(FromRemote::Nothing(self)) };
-        let manifest = match find(&remote.backend, inputs) {
-            Ok(Some((_, manifest))) => manifest,
-            Ok(None) => return Ok(FromRemote::Nothing(self)),
-            Err(error) => return Ok(FromRemote::Failed(self, error)),
-        };
-        if let Err(error) = fill(&mut self.work, &remote.backend, &manifest, progress) {
-            self.empty()?;
-            return Ok(FromRemote::Failed(self, error));
-        }
-        let mut record = manifest.revision;
-        self.fit_machine(&mut record)?;
-        Ok(FromRemote::Published(Box::new(seal_and_publish(self, record, options, progress)?)))
-    }
-
-    fn empty(&mut self) -> Result<()> {
-        let (core, dir) = (&self.work.core, self.work.path());
-        for entry in read::list(dir)? {
-            core.disk.remove_tree(dir.join(entry.name))?;
-        }
-        self.work.imported.clear();
-        Ok(())
-    }
-
-    /// Gives the configuration the resources of the template that it is for.
-    fn fit_machine(&mut self, record: &mut crate::format::RevisionRecord) -> Result<()> {
-        let Resources { vcpus, mem_mib, data_disk_mib } = Resources::of(&self.work.purpose.spec);
-        let theirs = record.resources();
-        if (vcpus, mem_mib, data_disk_mib) == (theirs.vcpus, theirs.mem_mib, theirs.data_disk_mib) {
-            return Ok(());
-        }
-        let name = names(record)?.fc_base_config;
-        let path = self.work.path().join(name.as_path());
-        let Ok(bytes) = with_machine(&read::bytes(&path)?, vcpus, mem_mib) else { return Ok(()) };
-        self.work.core.disk.unlink(&path)?;
-        self.work.core.disk.write_new(&path, &bytes)?;
-        self.work.imported.remove(&name);
-        let build = &mut record.build;
-        (build.vcpus, build.mem_mib, build.data_disk_mib) = (vcpus, mem_mib, data_disk_mib);
-        // Other contents have another id.
-        build.revision_hash = String::new();
-        Ok(())
-    }
-}
-
-impl Sealed {
-    /// Publishes the revision here and at a remote. Of all hosts that build the same at once, the first to push wins: the
-    /// others publish its revision in place of their own.
-    ///
-    /// The remote gets the files first, then the manifest, then the pointer of the cache key: a crash leaves it as it was, or
-    /// with the revision; the template's pointer comes last, and is put right by the next push.
-    ///
-    /// # Errors
-    /// As [`publish_with`](Sealed::publish_with). What is wrong with the remote is in the answer.
-    pub fn publish_shared(
-        self,
-        remote: &Remote,
-        options: &PublishOptions,
-        progress: &mut dyn Progress,
-    ) -> Result<Shared> {
-        let backend = &remote.backend;
-        let core = self.work.core.clone();
-        match self.offer(backend, progress) {
-            Ok(Offer::Taken(listed, bytes_sent)) => {
-                let published = self.publish_with(options, progress)?;
-                let failed = note_in_template(&core, backend, published.revision.template(), &listed).err();
-                Ok(Shared { published, theirs: false, bytes_sent, failed })
-            }
-            Ok(Offer::Theirs(manifest)) => {
-                let template = self.work.purpose.template.clone();
-                match publish(&core, backend, *manifest, &template, options, progress) {
-                    Ok(pulled) => {
-                        let published = self.give_way_to(pulled.revision, pulled.outcome)?;
-                        Ok(Shared { published, theirs: true, bytes_sent: 0, failed: None })
-                    }
-                    Err(error) => self.publish_alone(options, progress, error),
-                }
-            }
-            Err(error) => self.publish_alone(options, progress, error),
-        }
-    }
-
-    fn publish_alone(self, options: &PublishOptions, progress: &mut dyn Progress, error: Error) -> Result<Shared> {
-        let published = self.publish_with(options, progress)?;
-        Ok(Shared { published, theirs: false, bytes_sent: 0, failed: Some(error) })
-    }
-
-    /// Sends the build, unless another host has pushed the same meanwhile.
-    fn offer(&self, backend: &Backend, progress: &mut dyn Progress) -> Result<Offer> {
-        let Some(inputs) = &self.work.purpose.inputs else {
-            let what = self.work.purpose.template.to_string();
-            return Err(RemoteError::CannotPush {
-                what,
-                problem: "it is not known from which inputs it was built".into(),
-            }
-            .into());
-        };
-        begin(backend)?;
-        if let Some(theirs) = self.built_elsewhere(backend, inputs)? {
-            return Ok(Offer::Theirs(theirs));
-        }
-        let goods = Goods {
-            dir: self.work.path().to_owned(),
-            contents: self.contents(),
-            template: self.work.purpose.spec.clone(),
-            record: self.record(),
-        };
-        let (lead, sent) = send(backend, &goods, progress)?;
-        let lead = Lead { source_hash: inputs.source_hash(), ..lead };
-        loop {
-            let (pointer, version) = backend.wait(key_pointer(backend, &inputs.key()))?;
-            if let Some(theirs) = self.built_elsewhere(backend, inputs)? {
-                return Ok(Offer::Theirs(theirs));
-            }
-            let taken = || Ok(Offer::Taken(listed(&self.work.core, &goods, lead.manifest)?, sent.bytes));
-            let Some(new) = pointer.with(&lead, &unique()) else { return taken() };
-            let path = backend.names.key(&inputs.key());
-            if backend.wait(backend.swap(&path, &version, &new.to_json()))? == Swap::Done {
-                return taken();
-            }
-        }
-    }
-
-    /// What another host pushed for the same inputs, if it can take the place of this build.
-    fn built_elsewhere(&self, backend: &Backend, inputs: &BuildInputs) -> Result<Option<Box<Manifest>>> {
-        if self.work.purpose.known == Known::BuildAgain {
-            return Ok(None);
-        }
-        let fits = |manifest: &Manifest| {
-            manifest.revision.resources() == Resources::of(&self.work.purpose.spec)
-                && manifest.revision.contents.as_deref() != Some(self.contents())
-        };
-        Ok(find(backend, inputs)?.map(|(_, manifest)| Box::new(manifest)).filter(|manifest| fits(manifest)))
-    }
-
-    /// Ends the build with the revision of another host; those who wait get that.
-    fn give_way_to(self, revision: Revision, outcome: Outcome) -> Result<Published> {
-        let work = self.work;
-        if let Some(inputs) = &work.purpose.inputs {
-            remember(&work.core, &revision, inputs)?;
-        }
-        if let Some(claim) = work.claim {
-            claim.end(End::Published(revision.id().clone()))?;
-        }
-        work.dir.give_up()?;
-        drop(work.objects);
-        Ok(Published { revision, outcome, shared_bytes: 0, differs: None })
-    }
-}
-
-/// What came of offering a build.
-enum Offer {
-    /// The key leads to it now.
-    Taken(Listed, u64),
-    /// Another host was first.
-    Theirs(Box<Manifest>),
-}
-
-/// What a remote has for these inputs: the first that is intact, and was made from them by its own record.
-fn find(backend: &Backend, inputs: &BuildInputs) -> Result<Option<(Lead, Manifest)>> {
-    for key in inputs.keys() {
-        let (pointer, _) = backend.wait(key_pointer(backend, &key))?;
-        for lead in pointer.same_sources(inputs.source_hash()) {
-            match fetch_manifest(backend, &lead.template, &lead.revision, &lead.manifest) {
-                Ok(manifest) if inputs.made(&manifest.revision) == Made::These => {
-                    return Ok(Some((lead.clone(), manifest)));
-                }
-                Ok(_) => {}
-                Err(error @ Error::Remote(RemoteError::Damaged { .. } | RemoteError::Format { .. })) => {
-                    tracing::warn!(%error, "what a remote has for this key is passed over");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    Ok(None)
-}
-
-/// Lists a build in its template at the remote, and makes it current there unless somebody else's is.
-fn note_in_template(core: &crate::core::Core, backend: &Backend, template: &TemplateId, listed: &Listed) -> Result<()> {
-    let was = backend.wait(template_pointer(backend, template))?;
-    let is_here = |theirs: &RevisionId| read::exists(&core.layout.revision(template, theirs));
-    let may_move = was.0.current.as_ref().map_or(Ok(true), is_here)?;
-    let moves = if may_move { Move::Forward } else { Move::No };
-    match move_pointer(core, backend, was, listed, &moves) {
-        Err(Error::Remote(RemoteError::Moved { .. })) => {
-            let now = backend.wait(template_pointer(backend, template))?;
-            move_pointer(core, backend, now, listed, &Move::No).map(drop)
-        }
-        moved => moved.map(drop),
+        let spec = manifest.template_as(template);
+        Ok(Some(publish(&self.core, &remote.backend, manifest, spec, options, progress)?.revision))
     }
 }
 
@@ -296,6 +102,267 @@ impl Remote {
     /// # Ok::<(), template_store::Error>(())
     /// ```
     pub fn knows(&self, inputs: &BuildInputs) -> Result<bool> {
-        Ok(find(&self.backend, inputs)?.is_some())
+        Ok(find(&self.backend, inputs, Match::Sources)?.is_some())
+    }
+}
+
+impl Draft {
+    /// Publishes what another host built from the same inputs, in place of the draft. Those who wait for the build get it too.
+    ///
+    /// Where the template has other resources than the other host's, it gets a revision of its own with them, as when it is
+    /// built for another template here. A draft of a build that was asked for again ([`Known::BuildAgain`]) is to be built.
+    ///
+    /// # Errors
+    /// [`Error::CurrentMoved`]. All else that is wrong is in the answer, with the draft to build in.
+    pub fn publish_from(
+        self,
+        remote: &Remote,
+        matching: Match,
+        options: &PublishOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<FromRemote> {
+        let purpose = &self.work.purpose;
+        let inputs = match &purpose.inputs {
+            Some(inputs) if purpose.known == Known::Reuse => inputs,
+            _ => return Ok(FromRemote::Nothing(self)),
+        };
+        let manifest = match find(&remote.backend, inputs, matching) {
+            Ok(Some((_, manifest))) => manifest,
+            Ok(None) => return Ok(FromRemote::Nothing(self)),
+            Err(error) => return Ok(FromRemote::Failed(self, error)),
+        };
+        match self.fetch(&remote.backend, manifest, inputs, matching, options, progress) {
+            Ok(Some((revision, outcome))) => {
+                let published = give_way(self.work, revision, outcome)?;
+                Ok(FromRemote::Published(Box::new(published)))
+            }
+            Ok(None) => Ok(FromRemote::Nothing(self)),
+            Err(error @ Error::CurrentMoved { .. }) => {
+                self.fail(error.to_string())?;
+                Err(error)
+            }
+            Err(error) => Ok(FromRemote::Failed(self, error)),
+        }
+    }
+
+    /// The revision of the other host; `None` if it is no use here.
+    fn fetch(
+        &self,
+        backend: &Backend,
+        manifest: Manifest,
+        inputs: &BuildInputs,
+        matching: Match,
+        options: &PublishOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<(Revision, Outcome)>> {
+        let (core, purpose) = (&self.work.core, &self.work.purpose);
+        activation::check(core, &purpose.template, &options.expect)?;
+        let spec = purpose.spec.clone();
+        if manifest.revision.resources() == Resources::of(&spec) {
+            let pulled = publish(core, backend, manifest, spec, options, progress)?;
+            return Ok(Some((pulled.revision, pulled.outcome)));
+        }
+        let stay = PublishOptions::default().activate(Activate::No);
+        let pulled = publish(core, backend, manifest, spec, &stay, progress)?;
+        let of = Request { core, inputs, matching };
+        let request = BuildRequest { of, purpose, publish: options };
+        let built = request.built(&purpose.template, pulled.revision.id(), progress)?;
+        Ok(built.map(|revision| (revision, Outcome::New)))
+    }
+}
+
+/// Ends a build with a revision of another host; those who wait get that.
+fn give_way(work: Work, revision: Revision, outcome: Outcome) -> Result<Published> {
+    if let Some(inputs) = &work.purpose.inputs {
+        remember(&work.core, &revision, inputs)?;
+    }
+    if let Some(claim) = work.claim {
+        claim.end(End::Published(revision.id().clone()))?;
+    }
+    work.dir.give_up()?;
+    drop(work.objects);
+    Ok(Published { revision, outcome, shared_bytes: 0, differs: None })
+}
+
+impl Sealed {
+    /// Publishes the revision here and at a remote. Of all hosts that build the same at once, the first to push wins: the
+    /// others publish its revision in place of their own. What was built again on purpose is pushed beside what is there.
+    ///
+    /// The remote gets the files first, then the manifest, then the pointer of the cache key: a crash leaves it as it was, or
+    /// with the revision; the template's pointer comes last, and is put right by the next push.
+    ///
+    /// # Errors
+    /// As [`publish_with`](Sealed::publish_with). What is wrong with the remote is in the answer.
+    pub fn publish_shared(
+        self,
+        remote: &Remote,
+        options: &PublishOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Shared> {
+        let backend = &remote.backend;
+        let core = self.work.core.clone();
+        if self.work.purpose.known == Known::BuildAgain {
+            return self.publish_and_push(remote, options, progress);
+        }
+        // What can't be published here must not be seen there.
+        if let Err(error) = self.check_publishable(options) {
+            return self.publish_alone(options, progress, error);
+        }
+        let contents = self.contents().to_vec();
+        match self.offer(backend, progress) {
+            Ok(Offer::Taken(listed, bytes_sent)) => {
+                let published = self.publish_with(options, progress)?;
+                let template = published.revision.template();
+                let failed = note_in_template(&core, backend, template, (&listed, &contents)).err();
+                Ok(Shared { published, theirs: false, bytes_sent, failed })
+            }
+            Ok(Offer::Theirs(manifest)) => {
+                let spec = self.work.purpose.spec.clone();
+                match publish(&core, backend, *manifest, spec, options, progress) {
+                    Ok(pulled) => {
+                        let published = give_way(self.work, pulled.revision, pulled.outcome)?;
+                        Ok(Shared { published, theirs: true, bytes_sent: 0, failed: None })
+                    }
+                    Err(error) => self.publish_alone(options, progress, error),
+                }
+            }
+            Err(error) => self.publish_alone(options, progress, error),
+        }
+    }
+
+    fn publish_alone(self, options: &PublishOptions, progress: &mut dyn Progress, error: Error) -> Result<Shared> {
+        let published = self.publish_with(options, progress)?;
+        Ok(Shared { published, theirs: false, bytes_sent: 0, failed: Some(error) })
+    }
+
+    /// Only when it is published is it known which id it has.
+    fn publish_and_push(
+        self,
+        remote: &Remote,
+        options: &PublishOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Shared> {
+        let core = self.work.core.clone();
+        let published = self.publish_with(options, progress)?;
+        let mut pushed =
+            |moves: Move| push(&core, remote, &published.revision, &PushOptions::default().moves(moves), progress);
+        let pushed = match pushed(Move::Forward) {
+            Err(Error::Remote(RemoteError::Moved { .. })) => pushed(Move::No),
+            pushed => pushed,
+        };
+        let (bytes_sent, failed) = match pushed {
+            Ok(pushed) => (pushed.bytes_sent, None),
+            Err(error) => (0, Some(error)),
+        };
+        Ok(Shared { published, theirs: false, bytes_sent, failed })
+    }
+
+    fn check_publishable(&self, options: &PublishOptions) -> Result<()> {
+        let (core, template) = (&self.work.core, &self.work.purpose.template);
+        activation::check(core, template, &options.expect)?;
+        let there = match Revision::open(core, template, self.id()) {
+            Ok(there) => there,
+            Err(Error::RevisionNotFound { .. } | Error::TemplateNotFound { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        match first_difference(there.contents(), self.contents()) {
+            None => Ok(()),
+            Some(path) => {
+                let (template, revision) = (template.clone(), self.id().clone());
+                Err(Error::RevisionDiffers { template, revision, path: path.to_string() })
+            }
+        }
+    }
+
+    /// Sends the build, unless another host has pushed the same meanwhile.
+    fn offer(&self, backend: &Backend, progress: &mut dyn Progress) -> Result<Offer> {
+        let Some(inputs) = &self.work.purpose.inputs else {
+            let what = self.work.purpose.template.to_string();
+            let problem = "it is not known from which inputs it was built".to_owned();
+            return Err(RemoteError::CannotPush { what, problem }.into());
+        };
+        begin(backend)?;
+        if let Some(theirs) = self.built_elsewhere(backend, inputs)? {
+            return Ok(Offer::Theirs(theirs));
+        }
+        let goods = Goods {
+            dir: self.work.path().to_owned(),
+            contents: self.contents(),
+            template: self.work.purpose.spec.clone(),
+            record: self.record(),
+        };
+        let (lead, sent) = send(backend, &goods, SendFiles::Missing, progress)?;
+        let lead = Lead { source_hash: inputs.source_hash(), ..lead };
+        let path = backend.names.key(&inputs.key());
+        let mut rounds = Rounds::new(backend, &path);
+        loop {
+            let (pointer, version) = backend.wait(key_pointer(backend, &inputs.key()))?;
+            if let Some(theirs) = self.built_elsewhere(backend, inputs)? {
+                return Ok(Offer::Theirs(theirs));
+            }
+            let taken = || Ok(Offer::Taken(listed(&self.work.core, &goods, lead.manifest)?, sent.bytes));
+            let Some(new) = pointer.with(&lead, &unique()) else { return taken() };
+            match backend.wait(backend.swap(&path, &version, &new.to_json()))? {
+                Swap::Done => return taken(),
+                Swap::Lost => rounds.next()?,
+            }
+        }
+    }
+
+    /// What another host pushed for the same inputs, if it can take the place of this build.
+    fn built_elsewhere(&self, backend: &Backend, inputs: &BuildInputs) -> Result<Option<Box<Manifest>>> {
+        let fits = |manifest: &Manifest| {
+            manifest.revision.resources() == Resources::of(&self.work.purpose.spec)
+                && manifest.revision.contents.as_deref() != Some(self.contents())
+        };
+        let found = find(backend, inputs, Match::Sources)?.map(|(_, manifest)| Box::new(manifest));
+        Ok(found.filter(|manifest| fits(manifest)))
+    }
+}
+
+/// What came of offering a build.
+enum Offer {
+    /// The key leads to it now.
+    Taken(Listed, u64),
+    /// Another host was first.
+    Theirs(Box<Manifest>),
+}
+
+/// What a remote has for these inputs: the first that is intact, and was made from them by its own record.
+fn find(backend: &Backend, inputs: &BuildInputs, matching: Match) -> Result<Option<(Lead, Manifest)>> {
+    let fits = |manifest: &Manifest| {
+        let same_flake = || inputs.flake_ref().is_none_or(|ours| ours == manifest.revision.build.flake_ref);
+        inputs.made(&manifest.revision) == Made::These && (matching == Match::Sources || same_flake())
+    };
+    for key in inputs.keys() {
+        let (pointer, _) = backend.wait(key_pointer(backend, &key))?;
+        for lead in pointer.same_sources(inputs.source_hash()) {
+            match fetch_manifest(backend, &lead.template, &lead.revision, &lead.manifest) {
+                Ok(manifest) if fits(&manifest) => {
+                    return Ok(Some((lead.clone(), manifest)));
+                }
+                Ok(_) => {}
+                Err(error @ Error::Remote(RemoteError::Damaged { .. } | RemoteError::Format { .. })) => {
+                    tracing::warn!(%error, "what a remote has for this key is passed over");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Lists a build in its template at the remote, and makes it current there unless somebody else's is.
+fn note_in_template(core: &Core, backend: &Backend, template: &TemplateId, built: (&Listed, &[Content])) -> Result<()> {
+    let was = backend.wait(template_pointer(backend, template))?;
+    let is_here = |theirs: &RevisionId| read::exists(&core.layout.revision(template, theirs));
+    let may_move = was.0.current.as_ref().map_or(Ok(true), is_here)?;
+    let moves = if may_move { Move::Forward } else { Move::No };
+    match move_pointer(core, backend, was, built, &moves) {
+        Err(Error::Remote(RemoteError::Moved { .. })) => {
+            let now = backend.wait(template_pointer(backend, template))?;
+            move_pointer(core, backend, now, built, &Move::No).map(drop)
+        }
+        moved => moved.map(drop),
     }
 }

@@ -7,7 +7,7 @@ use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStoreExt, PutMode, PutOptions, UpdateVersion};
 
 use super::backend::{Backend, Conditions, Swap, Version};
-use super::documents::RemoteFormat;
+use super::documents::{LARGEST_DOCUMENT, RemoteFormat};
 use super::error::RemoteError;
 use super::push::unique;
 use crate::error::Result;
@@ -45,7 +45,22 @@ pub(super) async fn prove(backend: &Backend) -> Result<()> {
             Err(error) => return Err(backend.failed("write", &path, &error)),
         }
     }
-    Ok(())
+    // And it must know an object again by what it said of it: a proxy may have changed that.
+    let mut was_lost = false;
+    for _ in 0..3 {
+        let Some((now, version)) = backend.get(&path, LARGEST_DOCUMENT).await? else { continue };
+        // Only what is known to be there is written again: an answer may be cut short.
+        if now == bytes {
+            was_lost = backend.swap(&path, &version, &bytes).await? == Swap::Lost;
+            if !was_lost {
+                return Ok(());
+            }
+        }
+    }
+    match was_lost {
+        true => Err(unconditional(backend, "it does not know an object again by the tag that it gave it")),
+        false => Ok(()),
+    }
 }
 
 /// What no object is.
@@ -67,10 +82,13 @@ pub(super) async fn check(backend: &Backend) -> Result<RemoteCheck> {
             return Ok(RemoteCheck { passed, problem: None });
         }
         Conditions::SingleWriter => Some("nobody keeps writers apart, as the settings say (single_writer)".to_owned()),
-        _ => race(backend, &path).await?,
+        _ => {
+            let raced = race(backend, &path).await;
+            // A server that said no may have written all the same.
+            let _ = backend.objects.delete(&path).await;
+            raced?
+        }
     };
-    // A server that said no may have written all the same.
-    let _ = backend.objects.delete(&path).await;
     if problem.is_none() {
         passed.push("it can be written".to_owned());
         passed.push(format!("of {RACERS} who make an object at once, one does, {ROUNDS} times"));

@@ -130,6 +130,9 @@ impl Manifest {
         if named != (template.as_str(), revision.as_str()) {
             return invalid(&format!("it is of {}@{}", named.0, named.1));
         }
+        // What it says is checked as what lies on a disk is: it will lie there.
+        TemplateSpec::from_json(&pretty(&manifest.template))?;
+        RevisionRecord::from_json(&manifest.revision.to_json())?;
         let listed: Vec<Content> = manifest.files.iter().map(|file| file.content.clone()).collect();
         check_listing(&listed)?;
         if manifest.revision.contents.as_ref() != Some(&listed) {
@@ -141,8 +144,7 @@ impl Manifest {
             Ok(_) => return invalid("its revision.json names an artifact that is not among its files"),
             Err(error) => return Err(error),
         }
-        let total = listed.iter().try_fold(0_u64, |sum, content| sum.checked_add(content.size));
-        if total.is_none() || manifest.files.iter().any(|file| !holes_fit(file)) {
+        if !sizes_fit(&manifest.files) {
             return invalid("its files have impossible sizes");
         }
         Ok(manifest)
@@ -202,12 +204,24 @@ impl SnapshotManifest {
         if let Some(other) = listed.iter().find(|content| !known(content.path.as_str())) {
             return invalid(format!("{:?} is no file of a snapshot", other.path.as_str()));
         }
-        let total = listed.iter().try_fold(0_u64, |sum, content| sum.checked_add(content.size));
-        match total.is_some() && manifest.files.iter().all(holes_fit) {
+        match sizes_fit(&manifest.files) {
             true => Ok(manifest),
             false => invalid("its files have impossible sizes".into()),
         }
     }
+}
+
+impl Manifest {
+    /// The template's definition, for a template of this name.
+    pub fn template_as(&self, template: &TemplateId) -> TemplateSpec {
+        TemplateSpec { template_id: template.to_string(), ..self.template.clone() }
+    }
+}
+
+/// Whether files can have these sizes, all together too, and have the holes that they say.
+fn sizes_fit(files: &[FileEntry]) -> bool {
+    let total = files.iter().try_fold(0_u64, |sum, file| sum.checked_add(file.content.size));
+    total.is_some_and(|total| i64::try_from(total).is_ok()) && files.iter().all(holes_fit)
 }
 
 /// Whether the holes are in the file, in order, and none in another.
@@ -386,7 +400,9 @@ impl KeyPointer {
         let mut new = self.clone();
         let is_same = |known: &Lead| (&known.template, &known.revision) == (&lead.template, &lead.revision);
         match new.revisions.iter_mut().find(|known| is_same(known)) {
-            Some(known) => *known = lead.clone(),
+            // What a revision is does not change; what it was made from may become known.
+            Some(known) if known.source_hash.is_some() || lead.source_hash.is_none() => return None,
+            Some(known) => known.source_hash = lead.source_hash,
             None => new.revisions.push(lead.clone()),
         }
         write.clone_into(&mut new.write);

@@ -2,7 +2,7 @@
 
 use crate::error::ErrorKind;
 use crate::format::FormatError;
-use crate::id::TemplateId;
+use crate::id::{RevisionId, TemplateId};
 
 /// What can go wrong with a remote, said with its name and the next step.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +67,9 @@ pub enum RemoteError {
         what: String,
     },
     /// An object of the remote is not what it should be.
-    #[error("{remote}: {object} is damaged: {problem}; push it again from a store that has it")]
+    #[error(
+        "{remote}: {object} is damaged: {problem}; push it again from a store that has it, with `template-store push --resend`"
+    )]
     Damaged {
         /// Where it is.
         remote: String,
@@ -99,6 +101,20 @@ pub enum RemoteError {
         expected: String,
         /// What it is at.
         found: String,
+    },
+    /// The remote has a revision of this id with other contents.
+    #[error(
+        "{remote} has {template}@{revision} already, with other contents: {path} differs; publish yours under another id, and push that"
+    )]
+    Differs {
+        /// Where it is.
+        remote: String,
+        /// The template.
+        template: TemplateId,
+        /// The revision.
+        revision: RevisionId,
+        /// The first file that differs.
+        path: String,
     },
     /// The server does not honour conditions.
     #[error(
@@ -137,6 +153,7 @@ impl RemoteError {
             }
             RemoteError::Exists { .. }
             | RemoteError::Moved { .. }
+            | RemoteError::Differs { .. }
             | RemoteError::Unconditional { .. }
             | RemoteError::ReadOnly { .. }
             | RemoteError::CannotPush { .. } => ErrorKind::Refused,

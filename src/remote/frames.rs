@@ -22,6 +22,9 @@ pub(super) const FOOTER: u64 = 9;
 const HEADER: u64 = 8;
 const ENTRY: u64 = 8;
 
+/// A table of more would take too much of the memory; of frames of 4 MiB, they are 32 TiB.
+const MOST_FRAMES: u64 = 8 * 1024 * 1024;
+
 /// Says why bytes of a remote are not what they should be.
 type Result<T> = std::result::Result<T, String>;
 
@@ -107,7 +110,7 @@ pub(super) fn table_len(footer: &[u8], file_size: u64) -> Result<u64> {
         return Err("its table of frames is of a kind that this program does not know".into());
     }
     let count = u64::from(number(0));
-    if count > most_frames(file_size) {
+    if count > most_frames(file_size).min(MOST_FRAMES) {
         return Err(format!("it has {count} frames for a file of {file_size} bytes"));
     }
     Ok(HEADER + count * ENTRY + FOOTER)
@@ -153,7 +156,8 @@ fn most_compressed(part_len: u32) -> u64 {
 /// The most bytes that an object for a file of this size can have.
 pub(super) fn most_object_bytes(file_size: u64) -> u64 {
     let frames = most_frames(file_size);
-    file_size + file_size / 128 + frames * (ENTRY + 1024) + HEADER + FOOTER
+    let around = frames.saturating_mul(ENTRY + 1024).saturating_add(HEADER + FOOTER);
+    file_size.saturating_add(file_size / 128).saturating_add(around)
 }
 
 #[cfg(test)]

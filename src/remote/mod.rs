@@ -51,7 +51,7 @@ pub use conditions::RemoteCheck;
 pub use documents::REMOTE_FORMAT_VERSION;
 pub use error::RemoteError;
 pub use pull::{PullOptions, Pulled};
-pub use push::{PushOptions, Pushed};
+pub use push::{PushOptions, Pushed, SendFiles};
 pub use settings::RemoteSettings;
 pub use survey::{RemoteFinding, RemoteReport, RemoteRevision, RemoteTemplate};
 

@@ -64,8 +64,9 @@ pub(super) fn open(settings: &RemoteSettings, patience: Patience) -> Result<Back
     }
     let url =
         Url::parse(&settings.url).map_err(|error| bad(format!("it is neither a directory nor a URL: {error}")))?;
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(bad("it has a user or a password in it; they come from the environment".into()).into());
+    check_secrets(&settings.url)?;
+    if let Some(endpoint) = &settings.endpoint {
+        check_secrets(endpoint)?;
     }
     let (scheme, prefix) = ObjectStoreScheme::parse(&url).map_err(|error| bad(error.to_string()))?;
     let (objects, prefix) = match scheme {
@@ -142,6 +143,19 @@ fn s3(settings: &RemoteSettings, patience: Patience) -> Result<Arc<dyn ObjectSto
         }
     }
     share(builder.with_client_options(patience.client(allow_http)).build(), bad)
+}
+
+/// What stands in a URL is shown in lists and errors: nothing secret may be in it.
+fn check_secrets(text: &str) -> Result<()> {
+    let shown = text.split('?').next().unwrap_or_default().rsplit('@').next().unwrap_or_default();
+    let bad = |problem: String| RemoteError::BadUrl { url: shown.to_owned(), problem };
+    let url = Url::parse(text).map_err(|error| bad(format!("it is no URL: {error}")))?;
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+        return Err(
+            bad("it has a user, a password or a query in it; credentials come from the environment".into()).into()
+        );
+    }
+    Ok(())
 }
 
 fn check_http(url: &str, allowed: bool) -> Result<()> {

@@ -92,7 +92,8 @@ pub(super) fn pull(
     };
     let listed = pointer.find(id).ok_or_else(|| missing(format!("revision {template}@{id}")))?;
     let manifest = fetch_manifest(backend, template, id, &listed.manifest)?;
-    let mut pulled = publish(core, backend, manifest, template, &options.publish, progress)?;
+    let spec = manifest.template_as(template);
+    let mut pulled = publish(core, backend, manifest, spec, &options.publish, progress)?;
     if let (WithSnapshot::Yes, Some(snapshot)) = (options.snapshot, &listed.snapshot) {
         let (files, bytes) = snapshots::pull(core, backend, &pulled.revision, snapshot, progress)?;
         pulled.files_fetched += files;
@@ -121,18 +122,18 @@ pub(super) fn fetch_manifest(
     })
 }
 
-/// Publishes a revision of a remote in a template, as it was pushed.
+/// Publishes a revision of a remote, as it was pushed, in the template of this definition, which is made if it is new.
 pub(super) fn publish(
     core: &Arc<Core>,
     backend: &Backend,
     manifest: Manifest,
-    template: &TemplateId,
+    spec: TemplateSpec,
     options: &PublishOptions,
     progress: &mut dyn Progress,
 ) -> Result<Pulled> {
-    let spec = TemplateSpec { template_id: template.to_string(), ..manifest.template.clone() };
     let command = format!("pull from {}", backend.url);
-    let purpose = Purpose { template: template.clone(), spec, inputs: None, known: Known::Reuse, command };
+    let template: TemplateId = spec.template_id.parse()?;
+    let purpose = Purpose { template, spec, inputs: None, known: Known::Reuse, command };
     let mut work = Work::in_dir(core, DraftDir::new(core)?, Box::new(purpose));
     let fetched = fill(&mut work, backend, &manifest, progress)?;
     let published = seal_and_publish(Draft { work }, manifest.revision, options, progress)?;
@@ -145,18 +146,15 @@ pub(super) fn publish(
     })
 }
 
-/// Publishes a draft that was filled from a remote, under the id of its record; without one, under that of its contents.
+/// Publishes a draft that was filled from a remote under the id of its record.
 pub(super) fn seal_and_publish(
     mut draft: Draft,
     record: RevisionRecord,
     options: &PublishOptions,
     progress: &mut dyn Progress,
 ) -> Result<Published> {
-    let id = match record.build.revision_hash.as_str() {
-        "" => None,
-        id => Some(id.parse::<RevisionId>()?),
-    };
-    let seal = SealOptions::default().names(names(&record)?).revision(id);
+    let seal =
+        SealOptions::default().names(names(&record)?).revision(record.build.revision_hash.parse::<RevisionId>()?);
     let core = draft.work.core.clone();
     draft.work.pulled = Some(Box::new(record));
     let published = draft.seal_with(&seal, progress)?.publish_with(options, progress)?;
@@ -188,7 +186,7 @@ pub(super) fn fill(
     progress: &mut dyn Progress,
 ) -> Result<Fetched> {
     let core = work.core.clone();
-    let local = Local::of(&core, &work.purpose.template, &manifest.files)?;
+    let local = Local::of(&core, &work.purpose.template, manifest)?;
     let (known, wanted): (Vec<&FileEntry>, Vec<_>) =
         manifest.files.iter().partition(|file| local.has(&core, &file.content));
     check_space(&core, &wanted)?;
@@ -250,7 +248,8 @@ fn fetch(core: &Core, backend: &Backend, dir: &Utf8Path, content: &Content, adva
     let to = dir.join(content.path.as_path());
     download(backend, &core.disk, content, &to, advance)?;
     let mut is_object = false;
-    if content.size >= OBJECT_MIN_SIZE {
+    // What takes the place of an object that rotted is linked to when all is sealed, with all who have that one.
+    if content.size >= OBJECT_MIN_SIZE && !read::exists(&core.layout.object(&content.blake3))? {
         let interned = objects::intern(core, &to, content, dir)?;
         is_object = !matches!(interned, objects::Interned::Private { .. });
     }
@@ -266,7 +265,8 @@ struct Local {
 }
 
 impl Local {
-    fn of(core: &Core, template: &TemplateId, files: &[FileEntry]) -> Result<Local> {
+    fn of(core: &Core, template: &TemplateId, manifest: &Manifest) -> Result<Local> {
+        let files = &manifest.files;
         let mut small = HashMap::new();
         if files.iter().any(|file| file.content.size < OBJECT_MIN_SIZE) && inventory::exists(core, template)? {
             for id in inventory::revisions_of(core, template)? {
@@ -277,7 +277,10 @@ impl Local {
                 }
             }
         }
-        Ok(Local { small, is_damaged: damage::is_any(core)? })
+        // Whoever pulls again what is here may do so because it is damaged.
+        let id: RevisionId = manifest.revision.build.revision_hash.parse()?;
+        let is_here = read::exists(&core.layout.revision(template, &id))?;
+        Ok(Local { small, is_damaged: is_here || damage::is_any(core)? })
     }
 
     fn place(&self, core: &Core, content: &Content) -> Option<Utf8PathBuf> {

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::AddAssign;
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use object_store::path::Path;
 
 use super::backend::{Backend, Conditions, Swap, Version};
 use super::conditions;
@@ -13,12 +15,16 @@ use super::documents::{
     FileEntry, KeyPointer, LARGEST_DOCUMENT, Lead, Listed, Manifest, RemoteFormat, TemplatePointer,
 };
 use super::error::RemoteError;
+use super::frames::{FOOTER, most_object_bytes};
+use super::pull::fetch_manifest;
 use super::upload::{Outgoing, upload};
 use super::{Move, Remote, SMALL, WithSnapshot, several, snapshots};
+use crate::compare::first_difference;
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::{Content, Extra, RevisionRecord, TemplateSpec};
 use crate::fs::copy::Advance;
+use crate::fs::lock::BackOff;
 use crate::fs::read;
 use crate::fs::receive::holes;
 use crate::id::{CacheKey, Digest, RevisionId, TemplateId};
@@ -34,6 +40,17 @@ use crate::template;
 pub struct PushOptions {
     pub(crate) moves: Move,
     pub(crate) snapshot: WithSnapshot,
+    pub(crate) files: SendFiles,
+}
+
+/// Which files of a revision are sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SendFiles {
+    /// Those that the remote lacks.
+    #[default]
+    Missing,
+    /// All: what the remote has may be damaged.
+    All,
 }
 
 impl PushOptions {
@@ -42,6 +59,8 @@ impl PushOptions {
         moves: Move,
         /// Whether its snapshot is pushed as well.
         snapshot: WithSnapshot,
+        /// Which files are sent.
+        files: SendFiles,
     }
 }
 
@@ -102,14 +121,17 @@ pub(super) fn push(
     let was = backend.wait(template_pointer(backend, template))?;
     // Refused before the first byte is sent, if it is to be refused.
     check_move(core, backend, &was.0, id, &options.moves)?;
-    let (lead, mut sent) = send(backend, &goods, progress)?;
+    let known = known_manifest(backend, &was.0, id, goods.contents)?;
+    let (mut lead, mut sent) = send(backend, &goods, options.files, progress)?;
+    // What was pushed before stays as it was pushed: others have it.
+    lead.manifest = known.unwrap_or(lead.manifest);
     let mut listed = listed(core, &goods, lead.manifest)?;
     if options.snapshot == WithSnapshot::Yes {
-        let (manifest, of_snapshot) = snapshots::push(backend, revision, progress)?;
+        let (manifest, of_snapshot) = snapshots::push(backend, revision, options.files, progress)?;
         listed.snapshot = Some(manifest);
         sent += of_snapshot;
     }
-    let (pointer, changed) = move_pointer(core, backend, was, &listed, &options.moves)?;
+    let (pointer, changed) = move_pointer(core, backend, was, (&listed, goods.contents), &options.moves)?;
     for made in goods.record.made_from() {
         let lead = Lead { source_hash: made.source_hash, ..lead.clone() };
         offer_key(backend, made.key(), &lead)?;
@@ -187,6 +209,32 @@ pub(super) async fn key_pointer(backend: &Backend, key: &CacheKey) -> Result<(Ke
     }
 }
 
+/// The manifest of a revision that the remote has already, which must have the same contents; one that is damaged counts for
+/// nothing.
+fn known_manifest(
+    backend: &Backend,
+    pointer: &TemplatePointer,
+    id: &RevisionId,
+    contents: &[Content],
+) -> Result<Option<Digest>> {
+    let Some(known) = pointer.find(id) else { return Ok(None) };
+    let manifest = match fetch_manifest(backend, &pointer.template, id, &known.manifest) {
+        Ok(manifest) => manifest,
+        Err(Error::Remote(RemoteError::Damaged { .. } | RemoteError::Format { .. })) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match first_difference(manifest.revision.contents.as_deref().unwrap_or_default(), contents) {
+        None => Ok(Some(known.manifest)),
+        Some(path) => Err(RemoteError::Differs {
+            remote: backend.url.clone(),
+            template: pointer.template.clone(),
+            revision: id.clone(),
+            path: path.to_string(),
+        }
+        .into()),
+    }
+}
+
 /// Refuses to put a revision in the place of one that the caller does not know of.
 fn check_move(
     core: &Core,
@@ -230,10 +278,14 @@ pub(super) fn send_files(
     backend: &Backend,
     dir: &Utf8Path,
     contents: &[Content],
+    which: SendFiles,
     progress: &mut dyn Progress,
 ) -> Result<Sent> {
     let by_digest: BTreeMap<Digest, Content> = contents.iter().map(|one| (one.blake3, one.clone())).collect();
-    let missing = backend.wait(missing(backend, by_digest.into_values().collect()))?;
+    let missing = match which {
+        SendFiles::Missing => backend.wait(missing(backend, by_digest.into_values().collect()))?,
+        SendFiles::All => by_digest.into_values().collect(),
+    };
     let bytes = missing.iter().map(|content| content.size).fold(0, u64::saturating_add);
     let (large, small): (Vec<&Content>, Vec<_>) = missing.iter().partition(|content| content.size > SMALL);
     let sent = in_parallel(Stage::Sending, bytes, progress, |advance| {
@@ -247,8 +299,13 @@ pub(super) fn send_files(
 }
 
 /// Sends the files that the remote lacks, and the manifest.
-pub(super) fn send(backend: &Backend, goods: &Goods, progress: &mut dyn Progress) -> Result<(Lead, Sent)> {
-    let sent = send_files(backend, &goods.dir, goods.contents, progress)?;
+pub(super) fn send(
+    backend: &Backend,
+    goods: &Goods,
+    which: SendFiles,
+    progress: &mut dyn Progress,
+) -> Result<(Lead, Sent)> {
+    let sent = send_files(backend, &goods.dir, goods.contents, which, progress)?;
     let manifest = manifest(goods)?;
     let digest = Digest::of(&manifest);
     backend.wait(put_manifest(backend, &digest, &manifest))?;
@@ -268,18 +325,17 @@ const AT_ONCE: usize = 16;
 async fn missing(backend: &Backend, contents: Vec<Content>) -> Result<Vec<Content>> {
     let look = |content: Content| async move {
         let found = backend.len(&backend.names.blob(&content.blake3)).await?;
-        Ok::<_, Error>(found.is_none().then_some(content))
+        // One that can't hold the file is as good as none.
+        let is_there = found.is_some_and(|len| len >= FOOTER && len <= most_object_bytes(content.size));
+        Ok::<_, Error>((!is_there).then_some(content))
     };
     let found: Vec<Option<Content>> = stream::iter(contents).map(look).buffered(AT_ONCE).try_collect().await?;
     Ok(found.into_iter().flatten().collect())
 }
 
+/// It is small: who writes it again need not ask whether it is intact.
 pub(super) async fn put_manifest(backend: &Backend, digest: &Digest, bytes: &[u8]) -> Result<()> {
-    let path = backend.names.manifest(digest);
-    match backend.len(&path).await? {
-        Some(len) if len == bytes.len() as u64 => Ok(()),
-        _ => backend.put(&path, bytes::Bytes::copy_from_slice(bytes)).await,
-    }
+    backend.put(&backend.names.manifest(digest), bytes::Bytes::copy_from_slice(bytes)).await
 }
 
 fn send_file(backend: &Backend, dir: &Utf8Path, content: &Content, advance: Advance) -> Result<u64> {
@@ -330,20 +386,26 @@ pub(super) fn move_pointer(
     core: &Core,
     backend: &Backend,
     (mut pointer, mut version): (TemplatePointer, Version),
-    listed: &Listed,
+    (listed, contents): (&Listed, &[Content]),
     moves: &Move,
 ) -> Result<(TemplatePointer, bool)> {
     let path = backend.names.template(&pointer.template);
-    let seen = pointer.current.clone();
+    let (seen, now) = (pointer.current.clone(), core.now());
     let activate = *moves != Move::No;
+    let mut rounds = Rounds::new(backend, &path);
     loop {
-        let Some(new) = pointer.with(listed, activate, core.now(), &unique()) else { return Ok((pointer, false)) };
+        let Some(new) = pointer.with(listed, activate, now, &unique()) else { return Ok((pointer, false)) };
         match backend.wait(backend.swap(&path, &version, &new.to_json()))? {
             Swap::Done => return Ok((new, true)),
-            Swap::Lost => {}
+            Swap::Lost => rounds.next()?,
         }
         // Somebody else changed it. That is no matter as long as what was current still is.
         (pointer, version) = backend.wait(template_pointer(backend, &pointer.template))?;
+        // Our answer may have been lost, and somebody have gone on from there.
+        if pointer.history.iter().any(|moved| moved.revision == listed.revision && moved.at == now) {
+            return Ok((pointer, true));
+        }
+        known_manifest(backend, &pointer, &listed.revision, contents)?;
         let is_there = pointer.current.as_ref() == Some(&listed.revision);
         if activate && pointer.current != seen && !is_there {
             let expected = seen.as_ref().map_or_else(|| "none".to_owned(), RevisionId::to_string);
@@ -354,12 +416,38 @@ pub(super) fn move_pointer(
 
 /// Adds a revision to those that a key leads to, behind those that are there.
 pub(super) fn offer_key(backend: &Backend, key: CacheKey, lead: &Lead) -> Result<()> {
+    let path = backend.names.key(&key);
+    let mut rounds = Rounds::new(backend, &path);
     loop {
         let (pointer, version) = backend.wait(key_pointer(backend, &key))?;
         let Some(new) = pointer.with(lead, &unique()) else { return Ok(()) };
-        if backend.wait(backend.swap(&backend.names.key(&key), &version, &new.to_json()))? == Swap::Done {
+        match backend.wait(backend.swap(&path, &version, &new.to_json()))? {
+            Swap::Done => return Ok(()),
+            Swap::Lost => rounds.next()?,
+        }
+    }
+}
+
+/// The rounds of those who change one pointer at once; a server with which nobody ever wins must not keep us for ever.
+pub(super) struct Rounds<'a> {
+    backend: &'a Backend,
+    path: &'a Path,
+    pauses: BackOff,
+}
+
+impl Rounds<'_> {
+    pub fn new<'a>(backend: &'a Backend, path: &'a Path) -> Rounds<'a> {
+        Rounds { backend, path, pauses: BackOff::new(Some(Duration::from_secs(60))) }
+    }
+
+    /// Waits a little before the next.
+    pub fn next(&mut self) -> Result<()> {
+        if self.pauses.pause() {
             return Ok(());
         }
+        let (remote, object) = (self.backend.url.clone(), self.path.to_string());
+        let problem = "it was another one each time that it was to be replaced, for a minute".to_owned();
+        Err(RemoteError::Failed { remote, doing: "replace", object, problem }.into())
     }
 }
 

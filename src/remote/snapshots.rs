@@ -8,7 +8,7 @@ use super::download::download;
 use super::error::RemoteError;
 use super::file_parents;
 use super::pull::fetch_all;
-use super::push::{Sent, file_entries, put_manifest, send_files};
+use super::push::{SendFiles, Sent, file_entries, put_manifest, send_files};
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::{MEM, VMSTATE};
@@ -19,12 +19,17 @@ use crate::snapshot::{SnapshotFiles, SnapshotOptions};
 use crate::work::DraftDir;
 
 /// Sends the snapshot of a revision; gives the name of its manifest.
-pub(super) fn push(backend: &Backend, revision: &Revision, progress: &mut dyn Progress) -> Result<(Digest, Sent)> {
+pub(super) fn push(
+    backend: &Backend,
+    revision: &Revision,
+    which: SendFiles,
+    progress: &mut dyn Progress,
+) -> Result<(Digest, Sent)> {
     let Some(snapshot) = revision.snapshot()? else {
         return Err(Error::NoSnapshot { template: revision.template().clone(), revision: revision.id().clone() });
     };
     let (dir, record) = (snapshot.path(), snapshot.record().clone());
-    let sent = send_files(backend, dir, &record.contents, progress)?;
+    let sent = send_files(backend, dir, &record.contents, which, progress)?;
     let files = file_entries(dir, &record.contents)?;
     let manifest = SnapshotManifest::new(revision.template().clone(), revision.id().clone(), record, files).to_json();
     let digest = Digest::of(&manifest);

@@ -153,10 +153,13 @@ async fn send_parts(backend: &Backend, name: &Path, mut parts: Receiver<Packed>)
     let failed = |error| backend.failed("write", name, &error);
     let mut upload = backend.objects.put_multipart(name).await.map_err(failed)?;
     match send_all(&mut *upload, first, &mut parts).await {
-        Ok(Some(bytes)) => {
-            upload.complete().await.map_err(failed)?;
-            Ok(Some(bytes))
-        }
+        Ok(Some(bytes)) => match upload.complete().await {
+            Ok(_) => Ok(Some(bytes)),
+            Err(error) => {
+                let _ = upload.abort().await;
+                Err(failed(error))
+            }
+        },
         ended => {
             // Else the server keeps, and bills, the parts that came.
             let _ = upload.abort().await;

@@ -46,10 +46,15 @@ impl Repair<'_> {
         path: Utf8PathBuf,
     ) -> Result<()> {
         let Some(supply) = self.supply else {
+            if self.is_supply_down {
+                self.fail(path, "the remote does not answer".into());
+                return Ok(());
+            }
             self.failed.insert(path, "neither the store nor an instance has an intact copy".into());
             return Ok(());
         };
         let fetched = self.staging()?.join(content.blake3.to_hex());
+        self.core.disk.unlink_if_there(&fetched)?;
         match supply.fetch(&self.core.disk, content, &fetched) {
             Ok(true) => {}
             Ok(false) => {
@@ -57,8 +62,10 @@ impl Repair<'_> {
                 self.failed.insert(path, reason);
                 return Ok(());
             }
-            // It may answer the next time: the revision is not lost for that.
+            // It may answer the next time: the revision is not lost for that. Nobody else can change the store meanwhile, so
+            // it is not asked again and again.
             Err(error) => {
+                (self.supply, self.is_supply_down) = (None, true);
                 self.fail(path, error.to_string());
                 return Ok(());
             }

@@ -60,6 +60,7 @@ struct Repair<'a> {
     staging: Option<DraftDir>,
     /// Asked last: what it has must come here first.
     supply: Option<&'a dyn Supply>,
+    is_supply_down: bool,
     mended: Vec<Mended>,
     /// What is out of the way, and was not mended.
     lost: Vec<Finding>,
@@ -98,6 +99,7 @@ pub(crate) fn repair(
         open: HashMap::new(),
         staging: None,
         supply,
+        is_supply_down: false,
         mended: Vec::new(),
         lost: Vec::new(),
         failed: HashMap::new(),

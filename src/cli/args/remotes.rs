@@ -28,6 +28,9 @@ pub(crate) struct Push {
     /// Push the snapshot of the revision as well
     #[arg(long)]
     pub with_snapshot: bool,
+    /// Send all files again: what the remote has is damaged
+    #[arg(long)]
+    pub resend: bool,
 }
 
 #[derive(Debug, clap::Args)]

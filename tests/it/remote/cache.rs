@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::fs;
 
-use template_store::{Build, FromRemote, PublishOptions, Store};
+use template_store::{
+    Build, BuildOptions, FromRemote, Known, Match, PublishOptions, Remote, RemoteSettings, Resources, Store,
+};
 
 use super::server::{self, KEY, SECRET};
 use super::{assert_sound, host, with_each};
@@ -16,7 +18,7 @@ fn build(store: &Store, remote: &template_store::Remote, label: &str) -> (templa
         Build::Draft(draft) => draft,
     };
     let options = PublishOptions::default();
-    match draft.publish_from(remote, &options, &mut ()).unwrap() {
+    match draft.publish_from(remote, Match::Sources, &options, &mut ()).unwrap() {
         FromRemote::Published(published) => (published.revision.id().clone(), "fetched"),
         FromRemote::Nothing(draft) => {
             image(draft.path(), label);
@@ -38,7 +40,8 @@ fn what_one_host_built_others_fetch() {
         assert_eq!(build(&b, &remote, "two"), (built.clone(), "fetched"));
         assert_eq!(build(&b, &remote, "three"), (built.clone(), "reused"));
         let c = host(place, "c");
-        let found = c.lookup_remote(&remote, None, &inputs("lock"), &PublishOptions::default(), &mut ()).unwrap();
+        let options = PublishOptions::default();
+        let found = c.lookup_remote(&remote, None, &inputs("lock"), Match::Sources, &options, &mut ()).unwrap();
         assert_eq!(found.unwrap().id(), &built);
         assert!(c.lookup(None, &inputs("lock")).unwrap().is_some());
         assert!(!remote.knows(&inputs("other lock")).unwrap());
@@ -68,6 +71,90 @@ fn of_two_hosts_that_build_at_once_the_first_to_push_wins() {
         assert_eq!(b.revisions(&"web".parse().unwrap()).unwrap().len(), 1, "nothing is left of what gave way");
         assert_sound(&remote);
     });
+}
+
+#[test]
+fn what_is_built_again_is_built_and_strictness_counts_there_too() {
+    with_each(&Place::new(), |place, kind| {
+        let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
+        let flake = |flake_ref: &str| inputs("lock").with_flake_ref(flake_ref);
+        let options = PublishOptions::default();
+        let draft_of = |store: &Store, known, flake_ref: &str| {
+            let options = BuildOptions::default().known(known);
+            crate::support::draft_with(store, "web", &flake(flake_ref), &options)
+        };
+        let first = draft_of(&a, Known::Reuse, "here");
+        image(first.path(), "first");
+        first.seal().unwrap().publish_shared(&remote, &options, &mut ()).unwrap();
+
+        let again = draft_of(&b, Known::BuildAgain, "here").publish_from(&remote, Match::Sources, &options, &mut ());
+        let FromRemote::Nothing(again) = again.unwrap() else { panic!("it is to be built") };
+        image(again.path(), "second");
+        let shared = again.seal().unwrap().publish_shared(&remote, &options, &mut ()).unwrap();
+        assert!(!shared.theirs && shared.failed.is_none(), "{:?}", shared.failed);
+        assert_eq!(remote.templates().unwrap()[0].revisions.len(), 2, "it stands beside the first");
+        drop(shared);
+
+        let c = host(place, "c");
+        let strict = draft_of(&c, Known::Reuse, "elsewhere").publish_from(&remote, Match::Strict, &options, &mut ());
+        let FromRemote::Nothing(draft) = strict.unwrap() else { panic!("it is from another flake reference") };
+        draft.abandon().unwrap();
+        let found = c.lookup_remote(&remote, None, &flake("elsewhere"), Match::Strict, &options, &mut ()).unwrap();
+        assert!(found.is_none());
+        assert_sound(&remote);
+    });
+}
+
+#[test]
+fn a_template_with_other_resources_gets_its_own_configuration() {
+    with_each(&Place::new(), |place, kind| {
+        let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
+        build(&a, &remote, "one");
+        let resources = Resources { vcpus: 7, mem_mib: 700, ..Resources::default() };
+        let draft =
+            crate::support::draft_with(&b, "web", &inputs("lock"), &BuildOptions::default().resources(resources));
+        let published = match draft.publish_from(&remote, Match::Sources, &PublishOptions::default(), &mut ()).unwrap()
+        {
+            FromRemote::Published(published) => published,
+            other => panic!("{other:?}"),
+        };
+        assert_right(&published.revision);
+        let config = fs::read_to_string(published.revision.fc_base_config()).unwrap();
+        assert!(config.contains("\"vcpu_count\": 7") || config.contains("\"vcpu_count\":7"), "{config}");
+        assert_eq!(b.current(&"web".parse().unwrap()).unwrap().id(), published.revision.id());
+    });
+}
+
+/// What can't be fetched is built, and whoever waits is not told that the build failed.
+#[test]
+fn what_the_remote_can_not_give_is_built() {
+    let place = Place::new();
+    let hub = place.join("hub");
+    fs::create_dir(&hub).unwrap();
+    let remote = Remote::open(&RemoteSettings::at(hub.as_str())).unwrap();
+    build(&host(&place, "a"), &remote, "one");
+    let rootfs = walkdir::WalkDir::new(hub.join("blobs")).into_iter().map(Result::unwrap);
+    let rootfs =
+        rootfs.max_by_key(|entry| if entry.file_type().is_file() { entry.metadata().unwrap().len() } else { 0 });
+    let rootfs = rootfs.unwrap().into_path();
+    let good = fs::read(&rootfs).unwrap();
+    fs::write(&rootfs, &good[..good.len() - 100]).unwrap();
+
+    let b = host(&place, "b");
+    let asked = draft(&b, "web", &inputs("lock"));
+    let failed = asked.publish_from(&remote, Match::Sources, &PublishOptions::default(), &mut ()).unwrap();
+    let FromRemote::Failed(draft, error) = failed else { panic!("it can't be fetched") };
+    assert!(error.to_string().contains("blobs/") && error.to_string().contains("--resend"), "{error}");
+    image(draft.path(), "two");
+    draft.seal().unwrap().publish().unwrap();
+
+    // Who has it sends it again.
+    let a = host(&place, "a");
+    let pushed = a.push(&remote, &"web".parse().unwrap(), None, &Default::default(), &mut ()).unwrap();
+    assert!(!pushed.changed);
+    let all = template_store::PushOptions::default().files(template_store::SendFiles::All);
+    a.push(&remote, &"web".parse().unwrap(), None, &all, &mut ()).unwrap();
+    assert_sound(&remote);
 }
 
 /// `build web --remote … --push` from 16 processes on four hosts, each of which would build something else.

@@ -6,8 +6,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use camino::Utf8PathBuf;
 
 use template_store::{
-    Activate, Error, ErrorKind, Move, Outcome, PublishOptions, PullOptions, PushOptions, RemoteError, RemoteSettings,
-    Severity, VerifyOptions,
+    Activate, Error, ErrorKind, ImportOptions, Move, Outcome, PublishOptions, PullOptions, PushOptions, RemoteError,
+    RemoteSettings, SealOptions, Severity, VerifyOptions,
 };
 
 use super::{assert_sound, current, host, publish, pull, push, with_each};
@@ -105,6 +105,41 @@ fn nobody_puts_his_own_in_the_place_of_what_he_does_not_know() {
         push(&a, &remote, &ours).unwrap();
         assert_eq!(current(&remote).as_ref(), Some(ours.id()), "who has it may go back from it");
         assert_sound(&remote);
+    });
+}
+
+#[test]
+fn a_revision_of_a_remote_never_becomes_another() {
+    with_each(&Place::new(), |place, kind| {
+        let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
+        let named = |store: &template_store::Store, label: &str| {
+            let seal = SealOptions::default().revision(id::<template_store::RevisionId>("r1"));
+            let options = ImportOptions::default().seal(seal);
+            store.publish_dir_with(&id("web"), place.image(label, label), &options, &mut ()).unwrap().revision
+        };
+        let (ours, theirs) = (named(&a, "ours"), named(&b, "theirs"));
+        push(&a, &remote, &ours).unwrap();
+        for moves in [Move::Forward, Move::No, Move::From(id("r1"))] {
+            let options = PushOptions::default().moves(moves);
+            let refused = b.push(&remote, &id("web"), Some(theirs.id()), &options, &mut ());
+            assert_error(refused, ErrorKind::Refused, &["web@r1", "other contents", "another id"]);
+        }
+        let pulled = pull(&host(place, "c"), &remote, None).unwrap().revision;
+        assert_eq!(pulled.contents(), ours.contents());
+        assert_sound(&remote);
+    });
+}
+
+#[test]
+fn what_is_pulled_again_heals_what_is_damaged_here() {
+    with_each(&Place::new(), |place, kind| {
+        let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
+        push(&a, &remote, &publish(place, &a, "one")).unwrap();
+        let revision = pull(&b, &remote, None).unwrap().revision;
+        crate::support::flip(&revision.rootfs(), 6 << 20, true);
+        pull(&b, &remote, None).unwrap();
+        assert_right(&revision);
+        assert_eq!(b.verify(&VerifyOptions::default(), &mut ()).unwrap().findings, []);
     });
 }
 
