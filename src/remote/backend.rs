@@ -118,7 +118,9 @@ impl Backend {
 
     /// The bytes of an answer, up to so many: a server may say one size and send another.
     async fn body(&self, path: &Path, found: GetResult, most: u64) -> Result<Bytes> {
-        let (mut stream, mut bytes) = (found.into_stream(), Vec::new());
+        // What it promises is taken for no more than a hint.
+        let promised = found.range.end.saturating_sub(found.range.start).min(most).min(LARGEST_PART);
+        let (mut stream, mut bytes) = (found.into_stream(), Vec::with_capacity(promised as usize));
         while let Some(piece) = stream.next().await {
             let piece = piece.map_err(|error| self.failed("read", path, &error))?;
             if bytes.len() as u64 + piece.len() as u64 > most {
@@ -226,6 +228,9 @@ impl Drop for Backend {
         }
     }
 }
+
+/// Parts of files that are asked for are smaller.
+const LARGEST_PART: u64 = 16 * 1024 * 1024;
 
 /// A change of a pointer takes moments. Who holds the lock longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(20);
