@@ -1,6 +1,5 @@
 //! A file on its way to a remote: read, hashed and packed by some threads while others send what is packed.
 
-use std::fs::File;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -16,7 +15,7 @@ use super::frames::{Encoder, FRAME, TableWriter, most_object_bytes};
 use crate::error::{At, Error, Result};
 use crate::format::Content;
 use crate::fs::copy::Advance;
-use crate::fs::read;
+use crate::fs::read::{self, File};
 
 /// Servers want parts of at least 5 MiB, all of one size but the last, and at most 10,000 of them.
 const PART: usize = 8 * 1024 * 1024;
