@@ -16,10 +16,13 @@ use object_store::{
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::runtime::{Builder, Runtime};
 
+use super::documents::LARGEST_DOCUMENT;
 use super::error::RemoteError;
 use super::names::Names;
 use crate::error::{At, Result};
+use crate::format::FormatError;
 use crate::fs::lock::{BackOff, Flock, Mode};
+use crate::id::Digest;
 
 /// How the remote keeps two writers of one pointer apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +97,27 @@ impl Backend {
             return Err(self.damaged(path, format!("it has {} bytes, and may have {most}", found.meta.size)));
         }
         Ok(Some((self.body(path, found, most).await?, Version::Is(version))))
+    }
+
+    /// A document and what its object is now; `None` if there is none.
+    pub async fn document<T>(
+        &self,
+        path: &Path,
+        parse: impl FnOnce(&[u8]) -> Result<T, FormatError>,
+    ) -> Result<Option<(T, Version)>> {
+        let Some((bytes, version)) = self.get(path, LARGEST_DOCUMENT).await? else { return Ok(None) };
+        Ok(Some((parse(&bytes).map_err(|source| self.unreadable(path, source))?, version)))
+    }
+
+    /// A document that has the digest of its bytes for a name.
+    pub async fn manifest<T>(&self, digest: &Digest, parse: impl FnOnce(&[u8]) -> Result<T, FormatError>) -> Result<T> {
+        let path = self.names.manifest(digest);
+        let damaged = |problem: &str| self.damaged(&path, problem.to_owned());
+        let (bytes, _) = self.get(&path, LARGEST_DOCUMENT).await?.ok_or_else(|| damaged("it is missing"))?;
+        match Digest::of(&bytes) == *digest {
+            true => parse(&bytes).map_err(|source| self.unreadable(&path, source)),
+            false => Err(damaged("its bytes are not those of its digest")),
+        }
     }
 
     /// The length of an object; `None` if there is none.
@@ -213,6 +237,10 @@ impl Backend {
             StoreError::NotFound { .. } => RemoteError::NotFound { remote, what: object }.into(),
             _ => RemoteError::Failed { remote, doing, object, problem }.into(),
         }
+    }
+
+    pub fn unreadable(&self, path: &Path, source: FormatError) -> crate::Error {
+        RemoteError::Format { remote: self.url.clone(), object: path.to_string(), source }.into()
     }
 
     pub fn damaged(&self, path: &Path, problem: String) -> crate::Error {

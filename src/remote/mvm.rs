@@ -123,8 +123,7 @@ impl<'a> Shelf<'a> {
     }
 
     fn bad(&self, name: &str, source: FormatError) -> Error {
-        let (remote, object) = (self.backend.url.clone(), self.path(name).to_string());
-        RemoteError::Format { remote, object, source }.into()
+        self.backend.unreadable(&self.path(name), source)
     }
 
     fn document(&self, name: &str) -> Result<Bytes> {

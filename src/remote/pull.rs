@@ -6,7 +6,7 @@ use std::sync::Arc;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::backend::Backend;
-use super::documents::{FileEntry, LARGEST_DOCUMENT, Manifest};
+use super::documents::{FileEntry, Manifest};
 use super::download::download;
 use super::error::RemoteError;
 use super::push::template_pointer;
@@ -110,16 +110,7 @@ pub(super) fn fetch_manifest(
     revision: &RevisionId,
     digest: &Digest,
 ) -> Result<Manifest> {
-    let path = backend.names.manifest(digest);
-    let damaged = |problem: &str| backend.damaged(&path, problem.to_owned());
-    let (bytes, _) = backend.wait(backend.get(&path, LARGEST_DOCUMENT))?.ok_or_else(|| damaged("it is missing"))?;
-    if Digest::of(&bytes) != *digest {
-        return Err(damaged("its bytes are not those of its digest"));
-    }
-    Manifest::from_json(&bytes, template, revision).map_err(|source| {
-        let (remote, object) = (backend.url.clone(), path.to_string());
-        RemoteError::Format { remote, object, source }.into()
-    })
+    backend.wait(backend.manifest(digest, |bytes| Manifest::from_json(bytes, template, revision)))
 }
 
 /// Publishes a revision of a remote, as it was pushed, in the template of this definition, which is made if it is new.

@@ -11,9 +11,7 @@ use object_store::path::Path;
 
 use super::backend::{Backend, Conditions, Swap, Version};
 use super::conditions;
-use super::documents::{
-    FileEntry, KeyPointer, LARGEST_DOCUMENT, Lead, Listed, Manifest, RemoteFormat, TemplatePointer,
-};
+use super::documents::{FileEntry, KeyPointer, Lead, Listed, Manifest, RemoteFormat, TemplatePointer};
 use super::error::RemoteError;
 use super::frames::{FOOTER, most_object_bytes};
 use super::pull::fetch_manifest;
@@ -21,7 +19,7 @@ use super::upload::{Outgoing, upload};
 use super::{Move, Remote, SMALL, WithSnapshot, several, snapshots};
 use crate::compare::first_difference;
 use crate::core::Core;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Content, Extra, RevisionRecord, TemplateSpec};
 use crate::fs::copy::Advance;
 use crate::fs::lock::BackOff;
@@ -163,14 +161,8 @@ pub(super) fn begin(backend: &Backend) -> Result<()> {
     backend.check_writable()?;
     backend.wait(async {
         let path = backend.names.format();
-        match backend.get(&path, LARGEST_DOCUMENT).await? {
-            Some((bytes, _)) => RemoteFormat::check(&bytes).map_err(|source| {
-                let (remote, object) = (backend.url.clone(), path.to_string());
-                Error::from(RemoteError::Format { remote, object, source })
-            })?,
-            None => {
-                backend.swap(&path, &Version::Absent, &RemoteFormat::ours()).await?;
-            }
+        if backend.document(&path, RemoteFormat::check).await?.is_none() {
+            backend.swap(&path, &Version::Absent, &RemoteFormat::ours()).await?;
         }
         match backend.conditions {
             Conditions::Server => conditions::prove(backend).await,
@@ -181,32 +173,14 @@ pub(super) fn begin(backend: &Backend) -> Result<()> {
 
 /// The pointer of a template, and what it is; an empty one if there is none.
 pub(super) async fn template_pointer(backend: &Backend, id: &TemplateId) -> Result<(TemplatePointer, Version)> {
-    let path = backend.names.template(id);
-    match backend.get(&path, LARGEST_DOCUMENT).await? {
-        None => Ok((TemplatePointer::new(id.clone()), Version::Absent)),
-        Some((bytes, version)) => {
-            let pointer = TemplatePointer::from_json(&bytes, id).map_err(|source| {
-                let (remote, object) = (backend.url.clone(), path.to_string());
-                Error::from(RemoteError::Format { remote, object, source })
-            })?;
-            Ok((pointer, version))
-        }
-    }
+    let found = backend.document(&backend.names.template(id), |bytes| TemplatePointer::from_json(bytes, id)).await?;
+    Ok(found.unwrap_or_else(|| (TemplatePointer::new(id.clone()), Version::Absent)))
 }
 
 /// The pointer of a key, and what it is; an empty one if there is none.
 pub(super) async fn key_pointer(backend: &Backend, key: &CacheKey) -> Result<(KeyPointer, Version)> {
-    let path = backend.names.key(key);
-    match backend.get(&path, LARGEST_DOCUMENT).await? {
-        None => Ok((KeyPointer::new(*key), Version::Absent)),
-        Some((bytes, version)) => {
-            let pointer = KeyPointer::from_json(&bytes, key).map_err(|source| {
-                let (remote, object) = (backend.url.clone(), path.to_string());
-                Error::from(RemoteError::Format { remote, object, source })
-            })?;
-            Ok((pointer, version))
-        }
-    }
+    let found = backend.document(&backend.names.key(key), |bytes| KeyPointer::from_json(bytes, key)).await?;
+    Ok(found.unwrap_or_else(|| (KeyPointer::new(*key), Version::Absent)))
 }
 
 /// The manifest of a revision that the remote has already, which must have the same contents; one that is damaged counts for
@@ -220,7 +194,8 @@ fn known_manifest(
     let Some(known) = pointer.find(id) else { return Ok(None) };
     let manifest = match fetch_manifest(backend, &pointer.template, id, &known.manifest) {
         Ok(manifest) => manifest,
-        Err(Error::Remote(RemoteError::Damaged { .. } | RemoteError::Format { .. })) => return Ok(None),
+        // What a newer program wrote is not damaged: it stays.
+        Err(error) if error.kind() == ErrorKind::Damaged => return Ok(None),
         Err(error) => return Err(error),
     };
     match first_difference(manifest.revision.contents.as_deref().unwrap_or_default(), contents) {

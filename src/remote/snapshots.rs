@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use super::backend::Backend;
-use super::documents::{FileEntry, LARGEST_DOCUMENT, SnapshotManifest};
+use super::documents::{FileEntry, SnapshotManifest};
 use super::download::download;
-use super::error::RemoteError;
 use super::file_parents;
 use super::pull::fetch_all;
 use super::push::{SendFiles, Sent, file_entries, put_manifest, send_files};
@@ -43,16 +42,7 @@ pub(super) fn fetch_manifest(
     (template, revision): (&crate::id::TemplateId, &crate::id::RevisionId),
     digest: &Digest,
 ) -> Result<SnapshotManifest> {
-    let path = backend.names.manifest(digest);
-    let damaged = |problem: &str| backend.damaged(&path, problem.to_owned());
-    let (bytes, _) = backend.wait(backend.get(&path, LARGEST_DOCUMENT))?.ok_or_else(|| damaged("it is missing"))?;
-    if Digest::of(&bytes) != *digest {
-        return Err(damaged("its bytes are not those of its digest"));
-    }
-    SnapshotManifest::from_json(&bytes, template, revision).map_err(|source| {
-        let (remote, object) = (backend.url.clone(), path.to_string());
-        RemoteError::Format { remote, object, source }.into()
-    })
+    backend.wait(backend.manifest(digest, |bytes| SnapshotManifest::from_json(bytes, template, revision)))
 }
 
 /// Fetches a snapshot and attaches it, as if a VM had been paused here; gives how many files and bytes came.

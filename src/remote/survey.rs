@@ -6,7 +6,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 
 use super::backend::Backend;
-use super::documents::{KeyPointer, LARGEST_DOCUMENT, Manifest, TemplatePointer};
+use super::documents::{KeyPointer, Manifest, TemplatePointer};
 use super::download::read_through;
 use super::error::RemoteError;
 use super::pull::fetch_manifest;
@@ -168,10 +168,8 @@ async fn keys(backend: &Backend) -> Result<Vec<Result<KeyPointer>>> {
     let read = |path: object_store::path::Path| async move {
         let Some(key) = backend.names.key_of(&path) else { return Ok(None) };
         // One that went since it was listed is none.
-        let Some((bytes, _)) = backend.get(&path, LARGEST_DOCUMENT).await? else { return Ok(None) };
-        let pointer = KeyPointer::from_json(&bytes, &key);
-        let (remote, object) = (backend.url.clone(), path.to_string());
-        pointer.map(Some).map_err(|source| RemoteError::Format { remote, object, source }.into())
+        let found = backend.document(&path, |bytes| KeyPointer::from_json(bytes, &key)).await?;
+        Ok::<_, Error>(found.map(|(pointer, _)| pointer))
     };
     let read: Vec<Result<Option<KeyPointer>>> = stream::iter(found).map(read).buffered(AT_ONCE).collect().await;
     Ok(read.into_iter().filter_map(Result::transpose).collect())

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use template_store::{Digest, ErrorKind, Store};
 
 use super::{host, in_memory, publish, pull, push};
-use crate::support::{Place, assert_clean, assert_error, listing};
+use crate::support::{Place, assert_clean, assert_error, id, listing};
 
 /// What a remote holds, to be changed.
 struct Held {
@@ -158,6 +158,10 @@ fn what_a_manifest_says_is_checked_before_anything_is_written() {
     held.refused(&place, ErrorKind::Damaged, &[]);
     held.publish(&changed(&|manifest| manifest["version"] = 2.into()));
     held.refused(&place, ErrorKind::Failed, &["version 2"]);
+    // Nor is what a newer program pushed replaced.
+    let a = host(&place, "a");
+    let again = push(&a, &in_memory(held.memory.clone()), &a.current(&id("web")).unwrap());
+    assert_error(again, ErrorKind::Failed, &["version 2"]);
     held.publish(&changed(&|manifest| manifest["features"] = json!(["deltas"])));
     held.refused(&place, ErrorKind::Failed, &["deltas"]);
     held.publish(b"{\"version\":1,\"files\":[");
