@@ -1,8 +1,8 @@
 //! A remote as a cache of builds: what it has is fetched, what is built is sent; without it, work goes on with a warning.
 
 use template_store::{
-    BuildInputs, Draft, Error, FromRemote, Match, Move, PublishOptions, Published, PushOptions, Remote, RemoteError,
-    RemoteSettings, Revision, Sealed, Store, TemplateId,
+    BuildInputs, Draft, Error, FromRemote, Match, Move, PublishOptions, Published, PushOptions, Remote, RemoteSettings,
+    Revision, Sealed, Store, TemplateId,
 };
 
 use super::args::AsCache;
@@ -123,7 +123,10 @@ impl Cache {
         let Some(settings) = &self.settings else { return Ok(()) };
         let pushed = Remote::open_briefly(settings).and_then(|remote| match remote.knows(inputs)? {
             true => Ok(()),
-            false => push_at_last(store, &Remote::open(settings)?, revision, terminal),
+            false => {
+                let (remote, options) = (Remote::open(settings)?, PushOptions::default().moves(Move::ForwardOrStay));
+                store.push(&remote, revision.template(), Some(revision.id()), &options, terminal).map(drop)
+            }
         });
         match pushed {
             Err(error) if !self.required => {
@@ -137,22 +140,5 @@ impl Cache {
     fn do_without(&mut self, error: &Error, output: &Output) {
         self.is_down = true;
         output.note(&format!("going on without the remote: {error}"));
-    }
-}
-
-/// Pushes a revision, and makes it current there unless somebody else's is.
-fn push_at_last(
-    store: &Store,
-    remote: &Remote,
-    revision: &Revision,
-    terminal: &mut Terminal,
-) -> template_store::Result<()> {
-    let mut push = |moves: Move| {
-        let options = PushOptions::default().moves(moves);
-        store.push(remote, revision.template(), Some(revision.id()), &options, terminal)
-    };
-    match push(Move::Forward) {
-        Err(Error::Remote(RemoteError::Moved { .. })) => push(Move::No).map(drop),
-        pushed => pushed.map(drop),
     }
 }

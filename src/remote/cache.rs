@@ -6,8 +6,7 @@ use crate::core::Core;
 use crate::draft::Draft;
 use crate::error::{Error, Result};
 use crate::format::{Content, Outcome as End};
-use crate::fs::read;
-use crate::id::{RevisionId, TemplateId};
+use crate::id::TemplateId;
 use crate::inputs::{BuildInputs, Made};
 use crate::options::{Activate, Known, Match, PublishOptions, Resources};
 use crate::progress::Progress;
@@ -244,12 +243,8 @@ impl Sealed {
     ) -> Result<Shared> {
         let core = self.work.core.clone();
         let published = self.publish_with(options, progress)?;
-        let mut pushed =
-            |moves: Move| push(&core, remote, &published.revision, &PushOptions::default().moves(moves), progress);
-        let pushed = match pushed(Move::Forward) {
-            Err(Error::Remote(RemoteError::Moved { .. })) => pushed(Move::No),
-            pushed => pushed,
-        };
+        let options = PushOptions::default().moves(Move::ForwardOrStay);
+        let pushed = push(&core, remote, &published.revision, &options, progress);
         let (bytes_sent, failed) = match pushed {
             Ok(pushed) => (pushed.bytes_sent, None),
             Err(error) => (0, Some(error)),
@@ -355,14 +350,5 @@ fn find(backend: &Backend, inputs: &BuildInputs, matching: Match) -> Result<Opti
 /// Lists a build in its template at the remote, and makes it current there unless somebody else's is.
 fn note_in_template(core: &Core, backend: &Backend, template: &TemplateId, built: (&Listed, &[Content])) -> Result<()> {
     let was = backend.wait(template_pointer(backend, template))?;
-    let is_here = |theirs: &RevisionId| read::exists(&core.layout.revision(template, theirs));
-    let may_move = was.0.current.as_ref().map_or(Ok(true), is_here)?;
-    let moves = if may_move { Move::Forward } else { Move::No };
-    match move_pointer(core, backend, was, built, &moves) {
-        Err(Error::Remote(RemoteError::Moved { .. })) => {
-            let now = backend.wait(template_pointer(backend, template))?;
-            move_pointer(core, backend, now, built, &Move::No).map(drop)
-        }
-        moved => moved.map(drop),
-    }
+    move_pointer(core, backend, was, built, &Move::ForwardOrStay).map(drop)
 }

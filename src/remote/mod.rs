@@ -61,6 +61,8 @@ pub enum Move {
     /// Where nothing is current, or a revision that this store has: it was pulled or pushed by this host.
     #[default]
     Forward,
+    /// As `Forward`; where another one is current, that stays, and the revision is listed beside it.
+    ForwardOrStay,
     /// Where this revision is current.
     From(RevisionId),
     /// Where nothing is.

@@ -118,7 +118,7 @@ pub(super) fn push(
     begin(backend)?;
     let was = backend.wait(template_pointer(backend, template))?;
     // Refused before the first byte is sent, if it is to be refused.
-    check_move(core, backend, &was.0, id, &options.moves)?;
+    may_move(core, backend, &was.0, id, &options.moves)?;
     let known = known_manifest(backend, &was.0, id, goods.contents)?;
     let (mut lead, mut sent) = send(backend, &goods, options.files, progress)?;
     // What was pushed before stays as it was pushed: others have it.
@@ -210,25 +210,26 @@ fn known_manifest(
     }
 }
 
-/// Refuses to put a revision in the place of one that the caller does not know of.
-fn check_move(
+/// Whether a revision becomes current; an error where it was to, in the place of one that the caller does not know of.
+fn may_move(
     core: &Core,
     backend: &Backend,
     pointer: &TemplatePointer,
     revision: &RevisionId,
     moves: &Move,
-) -> Result<()> {
+) -> Result<bool> {
     let current = pointer.current.as_ref();
     let expected = match moves {
-        Move::No => return Ok(()),
-        _ if current == Some(revision) => return Ok(()),
-        Move::Forward => match current {
-            None => return Ok(()),
-            Some(theirs) if read::exists(&core.layout.revision(&pointer.template, theirs))? => return Ok(()),
+        Move::No => return Ok(false),
+        _ if current == Some(revision) => return Ok(true),
+        Move::Forward | Move::ForwardOrStay => match current {
+            None => return Ok(true),
+            Some(theirs) if read::exists(&core.layout.revision(&pointer.template, theirs))? => return Ok(true),
+            Some(_) if *moves == Move::ForwardOrStay => return Ok(false),
             Some(_) => "a revision that this store has".to_owned(),
         },
-        Move::FromAbsent if current.is_none() => return Ok(()),
-        Move::From(expected) if current == Some(expected) => return Ok(()),
+        Move::FromAbsent if current.is_none() => return Ok(true),
+        Move::From(expected) if current == Some(expected) => return Ok(true),
         Move::FromAbsent => "none".to_owned(),
         Move::From(expected) => expected.to_string(),
     };
@@ -366,7 +367,7 @@ pub(super) fn move_pointer(
 ) -> Result<(TemplatePointer, bool)> {
     let path = backend.names.template(&pointer.template);
     let (seen, now) = (pointer.current.clone(), core.now());
-    let activate = *moves != Move::No;
+    let mut activate = may_move(core, backend, &pointer, &listed.revision, moves)?;
     let mut rounds = Rounds::new(backend, &path);
     loop {
         let Some(new) = pointer.with(listed, activate, now, &unique()) else { return Ok((pointer, false)) };
@@ -383,6 +384,10 @@ pub(super) fn move_pointer(
         known_manifest(backend, &pointer, &listed.revision, contents)?;
         let is_there = pointer.current.as_ref() == Some(&listed.revision);
         if activate && pointer.current != seen && !is_there {
+            if *moves == Move::ForwardOrStay {
+                activate = false;
+                continue;
+            }
             let expected = seen.as_ref().map_or_else(|| "none".to_owned(), RevisionId::to_string);
             return Err(moved(backend, &pointer.template, expected, pointer.current.as_ref()));
         }

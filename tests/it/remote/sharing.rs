@@ -98,6 +98,9 @@ fn nobody_puts_his_own_in_the_place_of_what_he_does_not_know() {
         let expecting = |moves| b.push(&remote, &id("web"), None, &PushOptions::default().moves(moves), &mut ());
         assert!(matches!(expecting(Move::FromAbsent), Err(Error::Remote(RemoteError::Moved { .. }))));
         assert!(matches!(expecting(Move::From(id("x"))), Err(Error::Remote(RemoteError::Moved { .. }))));
+        expecting(Move::ForwardOrStay).unwrap();
+        assert_eq!(current(&remote).as_ref(), Some(ours.id()), "it is listed beside what stays");
+        assert_eq!(remote.templates().unwrap()[0].revisions.len(), 2);
         expecting(Move::From(ours.id().clone())).unwrap();
         assert_eq!(current(&remote).as_ref(), Some(theirs.id()));
 
