@@ -15,6 +15,7 @@ use crate::program::mvm_directory;
 use crate::reuse::{nar_hash, write_as_mvm};
 use crate::support::{
     Heard, Place, assert_clean, assert_error, assert_right, bytes, id, image, inode, listing, names, object_of,
+    until_closed,
 };
 
 /// Makes a template as mvm does.
@@ -34,6 +35,8 @@ pub fn mvm_revision(root: &Utf8Path, template: &str, revision: &str, label: &str
     let artifacts = dir.join("artifacts").join(revision);
     write_as_mvm(&artifacts, label);
     image(&artifacts, label);
+    // What somebody has open for writing is not adopted.
+    until_closed(&artifacts);
     point(&dir, &format!("revisions/{revision}"));
     artifacts
 }

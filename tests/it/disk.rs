@@ -10,7 +10,7 @@ use template_store::{Error, ErrorKind, Expect, Note, Removal, Revision, Store, S
 
 use crate::support::{
     Heard, Place, assert_clean, assert_error, assert_right, build, bytes, draft, id, inode, inputs, listing, object_of,
-    reused_with, when_free,
+    reused_with, until_closed, when_free,
 };
 
 /// A place with `web`, whose revisions `a` and `b` were current one after the other.
@@ -176,6 +176,7 @@ fn a_disk_with_10_mib_left_refuses_what_does_not_fit_before_the_first_byte() {
     // A builder fills the disk itself: it fails, and its draft gives the space back.
     let draft = draft(&store, "web", &inputs("b"));
     assert!(std::fs::write(draft.path().join("rootfs.ext4"), bytes("large", 12 << 20)).is_err(), "it does not fit");
+    until_closed(draft.path().join("rootfs.ext4"));
     draft.fail("the disk is full").unwrap();
     assert_eq!(listing(store.layout().root()), before);
     assert_right(&old);

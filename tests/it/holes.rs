@@ -9,7 +9,7 @@ use template_store::{Digest, Import, ImportOptions, Revision};
 use crate::adopt::{adopt, mvm_revision, mvm_template};
 use crate::interning::by_nobody;
 use crate::publish::import;
-use crate::support::{Place, Ran, assert_right, bytes, draft, id, image, inode, inputs};
+use crate::support::{Place, Ran, assert_right, bytes, draft, id, image, inode, inputs, until_closed};
 
 /// Of an image whose root file system is dense, and mostly zeros.
 const SIZE: usize = 16 << 20;
@@ -29,6 +29,7 @@ fn dense(dir: &Utf8Path) {
     let path = dir.join("rootfs.ext4");
     fs::write(&path, mostly_zeros()).unwrap();
     File::open(&path).unwrap().sync_all().unwrap();
+    until_closed(path);
 }
 
 fn on_disk(path: impl AsRef<Utf8Path>) -> u64 {
@@ -90,6 +91,7 @@ fn what_is_adopted_has_holes_unless_somebody_has_it_open() {
     let other = [&mostly_zeros()[..], b"r2"].concat();
     fs::write(revisions[0].join("rootfs.ext4"), mostly_zeros()).unwrap();
     fs::write(revisions[1].join("rootfs.ext4"), &other).unwrap();
+    until_closed(revisions[0].join("rootfs.ext4"));
     let reader = File::open(revisions[1].join("rootfs.ext4")).unwrap();
     let adopted = adopt(&root);
     assert_eq!(adopted.left, []);

@@ -310,6 +310,21 @@ pub fn when_free<T>(mut act: impl FnMut() -> Result<T>) -> Result<T> {
     })
 }
 
+/// Waits until no process has a file open, or one below a directory; a program may that another test starts just now:
+/// see [`when_free`].
+pub fn until_closed(path: impl AsRef<Utf8Path>) {
+    let file = fs::canonicalize(path.as_ref()).unwrap();
+    until("everybody closed it", || {
+        (!descriptors().iter().any(|one| fs::read_link(one).is_ok_and(|to| to.starts_with(&file)))).then_some(())
+    });
+}
+
+/// `/proc/<pid>/fd/<n>` of all processes that this one may look at.
+fn descriptors() -> Vec<std::path::PathBuf> {
+    let below = |dir: &std::path::Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    below("/proc".as_ref()).flat_map(|process| below(&process.join("fd")).collect::<Vec<_>>()).collect()
+}
+
 /// Whether a process is dead; it may still wait to be reaped.
 pub fn is_dead(pid: u32) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
