@@ -168,6 +168,7 @@ races() {
 
 one_key() {
   local number pids=() code revisions
+  lock remote-many >/dev/null
   for number in {1..4}; do host "many-$number" s3://images/many "$server_port"; done
   for number in {1..16}; do
     on "many-$((number % 4 + 1))" --json build one $(inputs remote-many) --remote hub --push -- \

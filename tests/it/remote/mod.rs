@@ -10,6 +10,8 @@ mod races;
 mod server;
 mod sharing;
 mod snapshots;
+mod wire;
+mod wires;
 
 use std::fs;
 use std::sync::Arc;

@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use object_store::aws::AmazonS3Builder;
+use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 use template_store::Remote;
 
 use crate::support::until;
@@ -36,20 +38,37 @@ impl Bucket {
     }
 
     pub fn remote_at(&self, prefix: &str) -> Remote {
-        let s3 = AmazonS3Builder::new()
-            .with_endpoint(&self.endpoint)
-            .with_bucket_name(BUCKET)
-            .with_access_key_id(KEY)
-            .with_secret_access_key(SECRET)
-            .with_allow_http(true)
-            .build()
-            .unwrap();
-        Remote::of("server", Arc::new(s3), prefix).unwrap()
+        Remote::of("server", Arc::new(s3(&self.endpoint).with_allow_http(true).build().unwrap()), prefix).unwrap()
+    }
+
+    /// The same by another port, where nobody has patience.
+    pub fn remote_by(&self, port: u16) -> Remote {
+        let backoff = BackoffConfig {
+            init_backoff: Duration::from_millis(2),
+            max_backoff: Duration::from_millis(10),
+            ..BackoffConfig::default()
+        };
+        let retry = RetryConfig { backoff, max_retries: 2, retry_timeout: Duration::from_secs(10) };
+        let client = ClientOptions::new().with_allow_http(true).with_timeout(Duration::from_secs(2));
+        let s3 = s3(&format!("http://127.0.0.1:{port}")).with_retry(retry).with_client_options(client);
+        Remote::of("server", Arc::new(s3.build().unwrap()), &self.prefix).unwrap()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.endpoint.rsplit(':').next().unwrap().parse().unwrap()
     }
 
     pub fn url(&self) -> String {
         format!("s3://{BUCKET}/{}", self.prefix)
     }
+}
+
+fn s3(endpoint: &str) -> AmazonS3Builder {
+    AmazonS3Builder::new()
+        .with_endpoint(endpoint)
+        .with_bucket_name(BUCKET)
+        .with_access_key_id(KEY)
+        .with_secret_access_key(SECRET)
 }
 
 /// An empty place at the server, or `None` where there is no server.
