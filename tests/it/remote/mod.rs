@@ -64,14 +64,19 @@ pub fn host(place: &Place, name: &str) -> Store {
     Store::open_or_init(place.join(name)).unwrap()
 }
 
-/// Publishes an image of 9 MiB and more, with a hole, a kernel that many have, and a directory.
+/// Publishes an image of 9 MiB and more, with a hole, a kernel that many have, and a directory. It takes several parts.
 pub fn publish(place: &Place, store: &Store, label: &str) -> Revision {
+    publish_of(place, store, label, 5 << 20)
+}
+
+/// The same, of so many bytes before its hole and nearly as many behind it.
+pub fn publish_of(place: &Place, store: &Store, label: &str, bytes_before: usize) -> Revision {
     let dir = place.join(&format!("image-{label}"));
     fs::create_dir_all(dir.join("extra/deep")).unwrap();
     fs::write(dir.join("vmlinux"), bytes("one kernel for all", 300_000)).unwrap();
-    let mut rootfs = bytes(&format!("{label}: start"), 5 << 20);
+    let mut rootfs = bytes(&format!("{label}: start"), bytes_before);
     rootfs.extend(vec![0; 20 << 20]);
-    rootfs.extend(bytes(&format!("{label}: end"), (4 << 20) + 17));
+    rootfs.extend(bytes(&format!("{label}: end"), bytes_before / 5 * 4 + 17));
     fs::write(dir.join("rootfs.ext4"), rootfs).unwrap();
     fs::write(dir.join("fc-base.json"), format!("{{\"label\":\"{label}\"}}")).unwrap();
     fs::write(dir.join("extra/deep/empty"), "").unwrap();

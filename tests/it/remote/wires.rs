@@ -8,8 +8,10 @@ use template_store::{Remote, Revision, Store};
 
 use super::server::{self, Bucket};
 use super::wire::{FAULTS, Fault, When, Wire};
-use super::{assert_sound, current, host, publish, pull, push};
+use super::{assert_sound, current, host, publish, publish_of, pull, push};
 use crate::support::{Place, assert_clean, assert_right};
+
+const SMALL: usize = 300_000;
 
 fn every() -> usize {
     if std::env::var("REMOTE_FAULTS").is_ok_and(|all| all == "all") { 1 } else { 4 }
@@ -40,14 +42,25 @@ fn through(bucket: &Bucket, wire: &Arc<Wire>) -> Remote {
 
 #[test]
 fn a_push_over_a_bad_wire_leaves_the_old_or_the_new() {
+    push_over_bad_wires(SMALL, 1);
+}
+
+#[test]
+fn a_push_of_many_parts_over_a_bad_wire_leaves_the_old_or_the_new() {
+    push_over_bad_wires(5 << 20, 5);
+}
+
+/// Only some of the injections are tried with large files: the server keeps them all.
+fn push_over_bad_wires(bytes: usize, some: usize) {
     let place = Place::new();
     let a = host(&place, "a");
-    let [first, second] = ["first", "second"].map(|label| publish(&place, &a, label));
+    let [first, second] =
+        [("first", SMALL), ("second", bytes)].map(|(label, bytes)| publish_of(&place, &a, label, bytes));
     let Some(bucket) = prepared(&a, &first) else { return };
     let counting = Wire::to(bucket.port());
     push(&a, &through(&bucket, &counting), &second).unwrap();
     let (mut failed, mut done) = (0, 0);
-    for (fault, when) in injections(counting.requests()) {
+    for (fault, when) in injections(counting.requests()).step_by(some) {
         let bucket = prepared(&a, &first).unwrap();
         let wire = Wire::with(bucket.port(), fault, when);
         let ended = push(&a, &through(&bucket, &wire), &second);
@@ -97,7 +110,7 @@ fn a_pull_over_a_bad_wire_leaves_nothing_or_all() {
 fn what_passes_is_waited_for() {
     let place = Place::new();
     let a = host(&place, "a");
-    let [first, second] = ["first", "second"].map(|label| publish(&place, &a, label));
+    let [first, second] = ["first", "second"].map(|label| publish_of(&place, &a, label, SMALL));
     for fault in [Fault::Broken, Fault::SlowDown] {
         for request in [0, 3, 7] {
             let Some(bucket) = prepared(&a, &first) else { return };
@@ -115,7 +128,7 @@ fn only_what_is_new_goes_over_the_wire() {
     let Some(bucket) = prepared(&a, &first) else { return };
     pull(&b, &bucket.remote(), None).unwrap();
     // 9 MiB of the second root file system are no hole, and can't be compressed.
-    let new = (9 << 20)..(9 << 20) + (100 << 10);
+    let new = (9 << 20) - 100..(9 << 20) + (100 << 10);
     let wire = Wire::to(bucket.port());
     push(&a, &through(&bucket, &wire), &second).unwrap();
     assert!(new.contains(&wire.bytes().0), "{} bytes were sent", wire.bytes().0);
