@@ -13,6 +13,9 @@ use crate::inputs::check_flake_lock;
 use crate::layout::{Layout, revision_of_target};
 use crate::options::Resources;
 
+#[cfg(feature = "remote")]
+pub use crate::remote::parsers::{frames, remote};
+
 /// Names of templates, revisions, artifacts, pins, drives; digests; the text of `current`.
 pub fn names(text: &str) {
     fn plain(name: impl AsRef<str>, text: &str) {
@@ -222,6 +225,14 @@ mod tests {
         .into()
     }
 
+    /// The same as bytes, and what a remote sends.
+    fn inputs() -> Vec<Vec<u8>> {
+        let own = documents().into_iter().map(String::into_bytes);
+        #[cfg(feature = "remote")]
+        let own = own.chain(crate::remote::parsers::examples());
+        own.collect()
+    }
+
     /// What somebody does to a document.
     #[derive(Debug, Clone)]
     enum Change {
@@ -299,6 +310,11 @@ mod tests {
         activations(bytes);
         plan(bytes);
         catalog(bytes);
+        #[cfg(feature = "remote")]
+        {
+            remote(bytes);
+            frames(bytes);
+        }
         let text = String::from_utf8_lossy(bytes);
         names(&text);
         toml(&text);
@@ -324,10 +340,10 @@ mod tests {
 
         #[test]
         fn whatever_is_done_to_a_document_it_is_read_or_refused(
-            document in select(documents()),
+            document in select(inputs()),
             changes in vec(change(), 0..5),
         ) {
-            let mut bytes = document.into_bytes();
+            let mut bytes = document;
             changes.iter().for_each(|change| change.apply(&mut bytes));
             all(&bytes);
         }
@@ -351,6 +367,6 @@ mod tests {
         GcPlan::from_json(json[14]).unwrap();
         let catalog = [json[15], format!("{{\"blake3\":\"{}\"}}\n", Digest::of(json[15])).as_bytes()].concat();
         assert_eq!(catalog_from_bytes(&catalog).unwrap()[0].1.len(), 1);
-        documents.iter().for_each(|document| all(document.as_bytes()));
+        inputs().iter().for_each(|document| all(document));
     }
 }

@@ -162,32 +162,11 @@ pub(super) fn most_object_bytes(file_size: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::parsers::{packed, unpack};
     use super::*;
 
     fn object(bytes: &[u8]) -> Vec<u8> {
-        let (mut encoder, mut table, mut object) = (Encoder::new().unwrap(), TableWriter::default(), Vec::new());
-        for part in bytes.chunks(FRAME) {
-            let frame = encoder.frame(part).unwrap();
-            table.add(frame.len(), part.len());
-            object.extend(frame);
-        }
-        object.extend(table.finish());
-        object
-    }
-
-    fn read(object: &[u8], size: u64) -> Result<Vec<u8>> {
-        let footer = &object[object.len().saturating_sub(FOOTER as usize)..];
-        let table = table_len(footer, size)?;
-        let start = (object.len() as u64).checked_sub(table).ok_or("it is too short")?;
-        let mut decoder = Decoder::new().unwrap();
-        let mut bytes = Vec::new();
-        for frame in read_table(&object[start as usize..], object.len() as u64, size)? {
-            let packed = &object[frame.at as usize..(frame.at + u64::from(frame.len)) as usize];
-            let mut part = vec![0; frame.part_len as usize];
-            decoder.part(packed, &mut part)?;
-            bytes.extend(part);
-        }
-        Ok(bytes)
+        packed(bytes, FRAME)
     }
 
     #[test]
@@ -195,7 +174,7 @@ mod tests {
         for size in [0, 1, FRAME - 1, FRAME, FRAME + 1, 3 * FRAME + 17] {
             let bytes: Vec<u8> = (0..size).map(|at| (at / 5 % 251) as u8).collect();
             let object = object(&bytes);
-            assert!(read(&object, size as u64).unwrap() == bytes);
+            assert!(unpack(&object, size as u64).unwrap() == bytes);
             assert!(zstd::stream::decode_all(&object[..]).unwrap() == bytes);
             assert!(object.len() as u64 <= most_object_bytes(size as u64));
         }
@@ -215,14 +194,14 @@ mod tests {
         for at in (0..good.len()).step_by(97).chain(good.len() - 40..good.len()) {
             let mut bad = good.clone();
             bad[at] ^= 0x10;
-            let found = read(&bad, size);
+            let found = unpack(&bad, size);
             assert!(found.is_err() || found.is_ok_and(|found| found == bytes), "{at}");
         }
         for len in [0, 5, 9, 30, good.len() - 1] {
-            assert!(read(&good[..len], size).is_err());
+            assert!(unpack(&good[..len], size).is_err());
         }
-        assert!(read(&good, size - 1).is_err());
-        assert!(read(&good, size + 1).is_err());
+        assert!(unpack(&good, size - 1).is_err());
+        assert!(unpack(&good, size + 1).is_err());
     }
 
     #[test]
@@ -233,7 +212,7 @@ mod tests {
         table.add(bomb.len(), 64 << 20);
         let mut object = bomb;
         object.extend(table.finish());
-        assert!(read(&object, 64 << 20).is_err(), "a frame is larger than any that we would hold in memory");
+        assert!(unpack(&object, 64 << 20).is_err(), "a frame is larger than any that we would hold in memory");
         let mut footer = u32::MAX.to_le_bytes().to_vec();
         footer.push(0);
         footer.extend(SEEKABLE.to_le_bytes());

@@ -15,6 +15,8 @@ mod frames;
 mod mvm;
 mod names;
 mod open;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod parsers;
 mod pull;
 mod push;
 mod settings;

@@ -43,12 +43,28 @@ const SUMS: &str = "checksums.json";
 
 /// `checksums.json`.
 #[derive(Debug, Deserialize)]
-struct Sums {
+pub(super) struct Sums {
     #[serde(default)]
     schema_version: u32,
     template_id: String,
     revision_hash: String,
     files: BTreeMap<String, String>,
+}
+
+impl Sums {
+    pub fn from_json(bytes: &[u8], template: &TemplateId, revision: &RevisionId) -> Result<Sums, FormatError> {
+        check_parts(SUMS, bytes, MOST_PARTS)?;
+        let sums: Sums = serde_json::from_slice(bytes).map_err(|error| FormatError::invalid(SUMS, error))?;
+        if sums.schema_version > CURRENT_SCHEMA_VERSION {
+            let (found, supported) = (sums.schema_version.into(), CURRENT_SCHEMA_VERSION);
+            return Err(FormatError::Newer { what: SUMS, found, supported });
+        }
+        if (sums.template_id.as_str(), sums.revision_hash.as_str()) != (template.as_str(), revision.as_str()) {
+            let reason = format!("it is of {}@{}", sums.template_id, sums.revision_hash);
+            return Err(FormatError::invalid(SUMS, reason));
+        }
+        Ok(sums)
+    }
 }
 
 /// A revision in a registry.
@@ -74,7 +90,8 @@ pub(super) fn pull(
     let spec = shelf.spec(&record, progress)?;
     let files = shelf.artifacts(&record)?;
     let sizes = shelf.sizes(&files)?;
-    let (needed, available) = (sizes.iter().sum(), read::available_space(core.layout.root())?);
+    let (needed, available) =
+        (sizes.iter().fold(0, |sum: u64, size| sum.saturating_add(*size)), read::available_space(core.layout.root())?);
     if needed > available {
         return Err(Error::NoSpace { path: core.layout.root().to_owned(), needed, available });
     }
@@ -103,16 +120,7 @@ impl<'a> Shelf<'a> {
         };
         let mut shelf = Shelf { backend, template, revision, sums: BTreeMap::new() };
         let bytes = shelf.document(SUMS)?;
-        let invalid = |reason: String| shelf.bad(SUMS, FormatError::invalid("checksums.json", reason));
-        check_parts("checksums.json", &bytes, MOST_PARTS).map_err(|source| shelf.bad(SUMS, source))?;
-        let sums: Sums = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
-        if sums.schema_version > CURRENT_SCHEMA_VERSION {
-            let (found, supported) = (sums.schema_version.into(), CURRENT_SCHEMA_VERSION);
-            return Err(shelf.bad(SUMS, FormatError::Newer { what: "checksums.json", found, supported }));
-        }
-        if (sums.template_id.as_str(), sums.revision_hash.as_str()) != (template.as_str(), shelf.revision.as_str()) {
-            return Err(invalid(format!("it is of {}@{}", sums.template_id, sums.revision_hash)));
-        }
+        let sums = Sums::from_json(&bytes, template, &shelf.revision).map_err(|source| shelf.bad(SUMS, source))?;
         shelf.sums = sums.files;
         Ok(shelf)
     }
