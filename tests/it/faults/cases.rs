@@ -4,8 +4,8 @@ use std::any::Any;
 
 use super::calls::{self, Did};
 use crate::powercut::acts::Act::{
-    self, Activate, Apply, Attach, Build, Create, Fail, Gc, Import, Init, Instance, Litter, Pin, Rebuild, RebuildOnly,
-    Remove, RemoveCurrent, RemoveInstance, RemoveTemplate, Rollback, SealTwice, Unpin,
+    self, Activate, Apply, Attach, Build, Create, Fail, Gc, Import, Init, Instance, Litter, Pin, Pull, Rebuild,
+    RebuildOnly, Remove, RemoveCurrent, RemoveInstance, RemoveTemplate, Rollback, SealTwice, Unpin,
 };
 use crate::powercut::acts::Place;
 use crate::powercut::acts::Term::{Always, Long, Over};
@@ -85,6 +85,9 @@ pub const CASES: &[Case] = &[
     call("publish a copy without activating it", ONE, calls::copy_in),
     call("move a directory in", &[Init, Build("web", "three")], calls::move_in).after(calls::built),
     call("move a directory in that shares a file", TWO, calls::move_in).after(calls::built),
+    act("pull", &[Init], Pull("web", "two")),
+    act("pull what shares a file", ONE, Pull("web", "two")),
+    act("pull what is there", TWO, Pull("web", "one")),
     act("reuse", TWO, Build("web", "one")),
     act("reuse in another template", &[Init, Build("web", "one"), Create("shop")], Build("shop", "one")),
     act("reuse in a new template", ONE, Build("shop", "one")),

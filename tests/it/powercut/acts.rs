@@ -14,6 +14,7 @@ use template_store::{
 use super::builds::{BUILD_NAMES, fill, id, inputs, revision, sealing, spec};
 use super::instances;
 use super::litter;
+use super::pulled;
 use super::recorder::Recorder;
 use super::snapshots;
 use super::world::{Broken, World};
@@ -39,6 +40,8 @@ pub enum Act {
     Import(&'static str, &'static str),
     /// Publishes a directory by moving it in.
     MoveIn(&'static str, &'static str),
+    /// Fetches what another host has built.
+    Pull(&'static str, &'static str),
     Activate(&'static str, &'static str),
     Rollback(&'static str),
     Remove(&'static str, &'static str),
@@ -171,6 +174,7 @@ impl Place {
             }
             Act::Import(template, build) => self.import(&store, template, build, Import::Copy),
             Act::MoveIn(template, build) => self.import(&store, template, build, Import::Move),
+            Act::Pull(template, build) => pulled::pull(&store, template, build),
             Act::Activate(template, build) => store.activate(&id(template), &revision(build), Expect::Any).map(drop),
             Act::Rollback(template) => store.rollback(&id(template)).map(drop),
             Act::Remove(template, build) => store.remove(&id(template), &revision(build), Removal::Unused),
@@ -255,6 +259,7 @@ impl Act {
             | Self::RebuildOnly(template, _)
             | Self::Import(template, _)
             | Self::MoveIn(template, _)
+            | Self::Pull(template, _)
             | Self::Activate(template, _)
             | Self::Rollback(template)
             | Self::Remove(template, _)

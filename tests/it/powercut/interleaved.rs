@@ -15,7 +15,7 @@ use template_store::observe::{Observer, Op, Verdict};
 use template_store::{Error, ErrorKind};
 
 use super::acts::Act::{
-    self, Activate, Apply, Attach, Build, Create, GcBeside, Import, Instance, MoveIn, Pin, Rebuild, RebuildOnly,
+    self, Activate, Apply, Attach, Build, Create, GcBeside, Import, Instance, MoveIn, Pin, Pull, Rebuild, RebuildOnly,
     Remove, RemoveCurrent, RemoveTemplate, Repair, Rollback, Unpin,
 };
 use super::acts::Place;
@@ -38,6 +38,7 @@ const PAIRS: &[[Act; 2]] = &[
     [RebuildOnly("web", "two"), RemoveTemplate("web")],
     [Import("shop", "two"), MoveIn("db", "two")],
     [MoveIn("shop", "two"), GcBeside],
+    [Pull("shop", "two"), GcBeside],
     [Activate("web", "one"), GcBeside],
     [Activate("web", "one"), Rollback("web")],
     [Activate("web", "one"), RemoveCurrent("web", "three")],

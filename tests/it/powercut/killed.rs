@@ -9,7 +9,7 @@ use std::io::Write as _;
 use template_store::ErrorKind;
 
 use super::acts::Act::{
-    self, Activate, Apply, Attach, Build, Create, Gc, Init, Instance, Litter, MoveIn, Pin, Rebuild, RebuildOnly,
+    self, Activate, Apply, Attach, Build, Create, Gc, Init, Instance, Litter, MoveIn, Pin, Pull, Rebuild, RebuildOnly,
     Remove, RemoveCurrent, RemoveInstance, RemoveTemplate, Rollback, Unpin,
 };
 use super::acts::Place;
@@ -42,6 +42,9 @@ const KILLED: &[Killed] = &[
     Killed { before: &[Init, Create("web")], killed: &[RebuildOnly("web", "three")], then: Build("web", "three") },
     Killed { before: &[Init, THREE], killed: &[Rebuild("web", "one")], then: Rebuild("web", "one") },
     Killed { before: &[Init, THREE], killed: &[MoveIn("web", "one")], then: MoveIn("web", "one") },
+    Killed { before: &[Init], killed: &[Pull("web", "one")], then: Pull("web", "one") },
+    Killed { before: &[Init, ONE], killed: &[Pull("web", "two")], then: Build("web", "two") },
+    Killed { before: &[Init, THREE], killed: &[Pull("web", "two")], then: Gc },
     Killed { before: &[Init, ONE], killed: &[RebuildOnly("web", "three")], then: Activate("web", "three") },
     Killed { before: &[Init, ONE], killed: &[Build("shop", "one")], then: Build("shop", "one") },
     Killed { before: &[Init, ONE, THREE], killed: &[Activate("web", "one")], then: Build("web", "one") },

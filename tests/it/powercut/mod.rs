@@ -23,6 +23,7 @@ mod mutants_of_mending;
 mod pairs;
 pub mod parallel;
 pub mod promises;
+mod pulled;
 pub mod recorder;
 mod reorder;
 mod scenarios;

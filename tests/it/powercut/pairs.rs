@@ -7,8 +7,8 @@ use std::io::Write as _;
 use template_store::ErrorKind;
 
 use super::acts::Act::{
-    self, Activate, Apply, Attach, Build, Create, Fail, Gc, Import, Init, Instance, MoveIn, Pin, Rebuild, RebuildOnly,
-    Remove, RemoveCurrent, RemoveInstance, RemoveTemplate, Repair, Rollback, SealTwice, Unpin,
+    self, Activate, Apply, Attach, Build, Create, Fail, Gc, Import, Init, Instance, MoveIn, Pin, Pull, Rebuild,
+    RebuildOnly, Remove, RemoveCurrent, RemoveInstance, RemoveTemplate, Repair, Rollback, SealTwice, Unpin,
 };
 use super::acts::Place;
 use super::acts::Term::Always;
@@ -40,6 +40,7 @@ pub const ACTS: &[Act] = &[
     Fail("web", "two"),
     Import("shop", "two"),
     MoveIn("shop", "two"),
+    Pull("shop", "two"),
     SealTwice("shop", "two"),
     Activate("web", "one"),
     Rollback("web"),

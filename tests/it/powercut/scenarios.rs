@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::ops::AddAssign;
 
 use super::acts::Act::{
-    self, Activate, Apply, Attach, Build, Create, Fail, Gc, Import, Init, Instance, Litter, MoveIn, Pin, Rebuild,
+    self, Activate, Apply, Attach, Build, Create, Fail, Gc, Import, Init, Instance, Litter, MoveIn, Pin, Pull, Rebuild,
     RebuildOnly, Remove, RemoveCurrent, RemoveInstance, RemoveTemplate, Rollback, SealTwice, Unpin,
 };
 use super::acts::Place;
@@ -49,6 +49,17 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario { name: "import a directory", before: &[Init, Create("web")], acts: &[Import("web", "two")] },
     Scenario { name: "move a directory in", before: &[Init, Build("web", "three")], acts: &[MoveIn("web", "one")] },
+    Scenario { name: "pull into a new template", before: &[Init], acts: &[Pull("web", "one")] },
+    Scenario {
+        name: "pull a second revision, one file of which is known",
+        before: &[Init, Build("web", "one")],
+        acts: &[Pull("web", "two")],
+    },
+    Scenario {
+        name: "pull what is there, and what was collected",
+        before: &[Init, Build("web", "one"), Build("web", "three")],
+        acts: &[Pull("web", "one"), Gc, Pull("web", "three"), Gc, Pull("web", "one")],
+    },
     Scenario {
         name: "reuse for a template of the same size",
         before: &[Init, Build("web", "one"), Create("shop")],
