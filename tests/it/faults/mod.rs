@@ -22,12 +22,12 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use template_store::observe::{Observer, Op};
 
-use cases::{CASES, Case, Ground};
+use cases::{CASES, Case, Ground, Work};
 use examine::{Ends, Happened, objects, private_work};
 use failing::{ERRNOS, Failing, Fault, LASTING};
 use unsaid::{UNSAID, unsaid};
 
-use crate::powercut::acts::Place;
+use crate::powercut::acts::{Act, Place};
 use crate::powercut::medium::Medium;
 use crate::powercut::mending::Before;
 use crate::powercut::parallel::in_parallel;
@@ -65,6 +65,10 @@ impl Ready {
         litter.extend(objects(&place));
         let counting = Failing::counting();
         case.run(&place.clone().observed(counting.clone())).unwrap_or_else(|text| panic!("{}: {text}", case.name));
+        // The next pull goes on with the files that came whole; a collection takes them if there is none.
+        if matches!(case.work, Work::Act(Act::Pull(..))) {
+            litter.extend(objects(&place));
+        }
         let ends = Ends { old, new: look(&place), before, litter };
         Ready { number, case, start, ends, steps: counting.seen() }
     }
