@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use camino::Utf8PathBuf;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
     Error as StoreError, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
@@ -131,13 +131,38 @@ impl Backend {
 
     /// A part of an object.
     pub async fn range(&self, path: &Path, start: u64, end: u64) -> Result<Bytes> {
+        let part = self.range_if_served(path, start, end).await?;
+        let not_served = || StoreError::NotSupported { source: "the server sends whole files only".into() };
+        part.ok_or_else(|| self.failed("read a part of", path, &not_served()))
+    }
+
+    /// A part of an object; `None` from a web server that sends whole files only.
+    pub async fn range_if_served(&self, path: &Path, start: u64, end: u64) -> Result<Option<Bytes>> {
         let options = GetOptions { range: Some(GetRange::Bounded(start..end)), ..GetOptions::default() };
-        let found = self.objects.get_opts(path, options).await.map_err(|error| self.failed("read", path, &error))?;
+        let found = match self.objects.get_opts(path, options).await {
+            Err(StoreError::NotSupported { .. }) => return Ok(None),
+            found => found.map_err(|error| self.failed("read", path, &error))?,
+        };
         let bytes = self.body(path, found, end - start).await?;
         match bytes.len() as u64 == end - start {
-            true => Ok(bytes),
+            true => Ok(Some(bytes)),
             false => Err(self.damaged(path, "the server sent another part of it than it was asked for".into())),
         }
+    }
+
+    /// A whole object, as it comes.
+    pub async fn pieces<'a>(&'a self, path: &'a Path) -> Result<impl Stream<Item = Result<Bytes>> + Send + 'a> {
+        let found = self.objects.get(path).await.map_err(|error| self.failed("read", path, &error))?;
+        Ok(found.into_stream().map(move |piece| piece.map_err(|error| self.failed("read", path, &error))))
+    }
+
+    /// The objects below a place.
+    pub async fn list(&self, place: &Path) -> Result<Vec<Path>> {
+        let listed = self.objects.list(Some(place)).map_ok(|meta| meta.location);
+        listed.try_collect().await.map_err(|error| match self.conditions {
+            Conditions::ReadOnly => RemoteError::Unlisted { remote: self.url.clone() }.into(),
+            _ => self.failed("list", place, &error),
+        })
     }
 
     /// The bytes of an answer, up to so many: a server may say one size and send another.

@@ -1,6 +1,6 @@
 //! A file on its way from a remote: parts are fetched ahead, unpacked by some threads, hashed and written in order.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use camino::Utf8Path;
 use futures_util::stream::{self, StreamExt};
 use object_store::path::Path;
@@ -138,7 +138,10 @@ async fn fetch(backend: &Backend, name: &Path, size: u64, send: Sender<Part>) ->
     if len > most || len < FOOTER {
         return Err(backend.damaged(name, format!("it has {len} bytes for a file of {size}")));
     }
-    let parts = stream::iter(parts(table(backend, name, len, size).await?));
+    let Some(table) = table(backend, name, len, size).await? else {
+        return fetch_whole(backend, name, size, send).await;
+    };
+    let parts = stream::iter(parts(table));
     let mut parts = parts.map(|frames| fetch_part(backend, name, frames)).buffered(IN_FLIGHT);
     while let Some(part) = parts.next().await {
         if send.send(part?).await.is_err() {
@@ -148,11 +151,38 @@ async fn fetch(backend: &Backend, name: &Path, size: u64, send: Sender<Part>) ->
     Ok(())
 }
 
-/// The table of an object: most are in its last few bytes.
-async fn table(backend: &Backend, name: &Path, len: u64, size: u64) -> Result<Vec<Frame>> {
+/// Fetches an object from a server that sends whole files only: each frame says itself how long it is.
+async fn fetch_whole(backend: &Backend, name: &Path, size: u64, send: Sender<Part>) -> Result<()> {
+    let damaged = |problem: &str| backend.damaged(name, problem.to_owned());
+    let mut pieces = std::pin::pin!(backend.pieces(name).await?);
+    let (mut waiting, mut at, mut part_at) = (BytesMut::new(), 0, 0);
+    while part_at < size {
+        let piece = pieces.next().await.ok_or_else(|| damaged("it ends too early"))??;
+        waiting.extend_from_slice(&piece);
+        while !frames::is_table(&waiting) {
+            let first = frames::first_frame(&waiting, at, part_at).map_err(|problem| damaged(&problem))?;
+            let Some(frame) = first else { break };
+            (at, part_at) = (at + u64::from(frame.len), part_at + u64::from(frame.part_len));
+            if part_at > size {
+                return Err(damaged("it has more than the file"));
+            }
+            let bytes = waiting.split_to(frame.len as usize).freeze();
+            if send.send((vec![frame], bytes)).await.is_err() {
+                return Ok(());
+            }
+        }
+        if frames::is_table(&waiting) && part_at < size {
+            return Err(damaged("it has less than the file"));
+        }
+    }
+    Ok(())
+}
+
+/// The table of an object: most are in its last few bytes. `None` if the server sends whole files only.
+async fn table(backend: &Backend, name: &Path, len: u64, size: u64) -> Result<Option<Vec<Frame>>> {
     let damaged = |problem| backend.damaged(name, problem);
     let tail_start = len.saturating_sub(16 * 1024);
-    let tail = backend.range(name, tail_start, len).await?;
+    let Some(tail) = backend.range_if_served(name, tail_start, len).await? else { return Ok(None) };
     let footer = (tail.len() as u64).checked_sub(FOOTER).ok_or_else(|| damaged("it is too short".into()))?;
     let table = frames::table_len(&tail[footer as usize..], size).map_err(damaged)?;
     let start = len.checked_sub(table).ok_or_else(|| damaged("it is too short".into()))?;
@@ -160,7 +190,7 @@ async fn table(backend: &Backend, name: &Path, len: u64, size: u64) -> Result<Ve
         Some(at) => tail.slice(at as usize..),
         None => backend.range(name, start, len).await?,
     };
-    frames::read_table(&bytes, len, size).map_err(damaged)
+    frames::read_table(&bytes, len, size).map(Some).map_err(damaged)
 }
 
 /// Frames that are fetched together.

@@ -132,6 +132,14 @@ pub enum RemoteError {
         /// Where it is.
         remote: String,
     },
+    /// The remote does not say what it has.
+    #[error(
+        "{remote} is a plain web server, which does not say what it has; `template-store pull` fetches what you know the name of"
+    )]
+    Unlisted {
+        /// Where it is.
+        remote: String,
+    },
     /// A revision that can't be pushed.
     #[error("{what} can't be pushed: {problem}")]
     CannotPush {
@@ -156,6 +164,7 @@ impl RemoteError {
             | RemoteError::Differs { .. }
             | RemoteError::Unconditional { .. }
             | RemoteError::ReadOnly { .. }
+            | RemoteError::Unlisted { .. }
             | RemoteError::CannotPush { .. } => ErrorKind::Refused,
             _ => ErrorKind::Failed,
         }

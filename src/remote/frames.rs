@@ -20,6 +20,9 @@ const SEEKABLE: u32 = 0x8F92_EAB1;
 /// The number of frames, a byte of flags, and the magic number.
 pub(super) const FOOTER: u64 = 9;
 const HEADER: u64 = 8;
+
+/// `ZSTD_FRAMEHEADERSIZE_MAX`.
+const LARGEST_FRAME_HEADER: usize = 18;
 const ENTRY: u64 = 8;
 
 /// A table of more would take too much of the memory; of frames of 4 MiB, they are 32 TiB.
@@ -72,6 +75,28 @@ pub(super) struct Frame {
     /// Where its part begins in the file.
     pub part_at: u64,
     pub part_len: u32,
+}
+
+/// The first frame of what is left of an object, of which `bytes` has the beginning, where the table was not read: a
+/// frame says itself how long it is. `None` if more of it must come; [`is_table`] tells whether it is the table.
+pub(super) fn first_frame(bytes: &[u8], at: u64, part_at: u64) -> Result<Option<Frame>> {
+    let part_len = match zstd::zstd_safe::get_frame_content_size(bytes) {
+        Ok(Some(len)) if len > 0 && len <= LARGEST_FRAME.into() => len as u32,
+        Ok(_) => return Err("a frame does not say how long it is, or is too long".into()),
+        Err(_) if bytes.len() < LARGEST_FRAME_HEADER => return Ok(None),
+        Err(_) => return Err("what comes is no frame".into()),
+    };
+    match zstd::zstd_safe::find_frame_compressed_size(bytes) {
+        Ok(len) if len as u64 > most_compressed(part_len) => Err("a frame is too long".into()),
+        Ok(len) => Ok(Some(Frame { at, len: len as u32, part_at, part_len })),
+        Err(_) if bytes.len() as u64 > most_compressed(part_len) => Err("a frame is too long, or is none".into()),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Whether the table begins here.
+pub(super) fn is_table(bytes: &[u8]) -> bool {
+    bytes.starts_with(&SKIPPABLE.to_le_bytes())
 }
 
 /// The table at the end, as it is written.

@@ -81,8 +81,10 @@ pub(super) fn open(settings: &RemoteSettings, patience: Patience) -> Result<Back
         }
         ObjectStoreScheme::Http => {
             check_http(&settings.url, settings.allow_http)?;
+            // A server that sends whole files only sends large ones for a long time.
+            let client = patience.client(settings.allow_http).with_timeout_disabled();
             let builder = HttpBuilder::new().with_url(&settings.url).with_retry(patience.retry());
-            (share(builder.with_client_options(patience.client(settings.allow_http)).build(), bad)?, Path::default())
+            (share(builder.with_client_options(client).build(), bad)?, Path::default())
         }
         _ => {
             return Err(bad(

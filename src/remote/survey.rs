@@ -76,9 +76,7 @@ pub struct RemoteFinding {
 const AT_ONCE: usize = 16;
 
 async fn template_ids(backend: &Backend) -> Result<Vec<TemplateId>> {
-    let place = backend.names.templates();
-    let listed = backend.objects.list(Some(&place)).map_ok(|meta| meta.location);
-    let found: Vec<_> = listed.try_collect().await.map_err(|error| backend.failed("list", &place, &error))?;
+    let found = backend.list(&backend.names.templates()).await?;
     let mut ids: Vec<TemplateId> = found.iter().filter_map(|path| backend.names.template_of(path)).collect();
     ids.sort_unstable();
     Ok(ids)
@@ -162,9 +160,7 @@ fn sound<T>(report: &mut RemoteReport, read: Result<T>) -> Result<Option<T>> {
 }
 
 async fn keys(backend: &Backend) -> Result<Vec<Result<KeyPointer>>> {
-    let place = backend.names.keys();
-    let listed = backend.objects.list(Some(&place)).map_ok(|meta| meta.location);
-    let found: Vec<_> = listed.try_collect().await.map_err(|error| backend.failed("list", &place, &error))?;
+    let found = backend.list(&backend.names.keys()).await?;
     let read = |path: object_store::path::Path| async move {
         let Some(key) = backend.names.key_of(&path) else { return Ok(None) };
         // One that went since it was listed is none.

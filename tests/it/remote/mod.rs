@@ -4,6 +4,7 @@ mod cache;
 mod faults;
 mod faulty;
 mod hostile;
+mod http;
 mod kills;
 mod mvm;
 mod races;

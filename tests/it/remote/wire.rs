@@ -191,7 +191,7 @@ fn respond(client: &mut TcpStream, mut answer: Vec<u8>, fault: Option<Fault>) ->
 }
 
 /// A whole request: its head, and as many bytes as that says.
-fn read_request(client: &mut TcpStream) -> io::Result<Vec<u8>> {
+pub fn read_request(client: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut request = Vec::new();
     let mut piece = [0; 1 << 16];
     loop {
