@@ -61,8 +61,8 @@ impl Supply for Backend {
         &self.url
     }
 
-    fn fetch(&self, disk: &Disk, content: &Content, to: &Utf8Path) -> Result<bool> {
-        match download(self, disk, content, to, &|_| ()) {
+    fn fetch(&self, disk: &Disk, content: &Content, to: &Utf8Path, advance: Advance) -> Result<bool> {
+        match download(self, disk, content, to, advance) {
             Ok(()) => Ok(true),
             Err(Error::Remote(RemoteError::Damaged { .. })) => Ok(false),
             Err(error) => Err(error),

@@ -37,50 +37,8 @@ impl Repair<'_> {
         Ok(())
     }
 
-    /// Gives a revision its file again from outside the store, if anybody there has it.
-    fn mend_from_outside(
-        &mut self,
-        template: &TemplateId,
-        id: &RevisionId,
-        content: &Content,
-        path: Utf8PathBuf,
-    ) -> Result<()> {
-        let Some(supply) = self.supply else {
-            if self.is_supply_down {
-                self.fail(path, "the remote does not answer".into());
-                return Ok(());
-            }
-            self.failed.insert(path, "neither the store nor an instance has an intact copy".into());
-            return Ok(());
-        };
-        let fetched = self.staging()?.join(content.blake3.to_hex());
-        self.core.disk.unlink_if_there(&fetched)?;
-        match supply.fetch(&self.core.disk, content, &fetched) {
-            Ok(true) => {}
-            Ok(false) => {
-                let reason = format!("neither the store, an instance nor {} has an intact copy", supply.name());
-                self.failed.insert(path, reason);
-                return Ok(());
-            }
-            // It may answer the next time: the revision is not lost for that. Nobody else can change the store meanwhile, so
-            // it is not asked again and again.
-            Err(error) => {
-                (self.supply, self.is_supply_down) = (None, true);
-                self.fail(path, error.to_string());
-                return Ok(());
-            }
-        }
-        self.make_way(template, id, content)?;
-        self.keep(&path, Some(template), Some(id))?;
-        self.put(&fetched, &path)?;
-        self.core.disk.unlink(&fetched)?;
-        self.progress.note(Note::Healed { path: path.clone() });
-        self.done(path, format!("fetched again from {}", supply.name()));
-        Ok(())
-    }
-
     /// Gives a file another inode: a link if it may share it, else a copy.
-    fn put(&mut self, good: &Utf8Path, path: &Utf8Path) -> Result<()> {
+    pub(super) fn put(&mut self, good: &Utf8Path, path: &Utf8Path) -> Result<()> {
         let (core, staging) = (self.core, self.staging()?);
         let metadata = read::metadata(good)?;
         let parent = read::metadata(parent_of(path))?;
@@ -104,7 +62,7 @@ impl Repair<'_> {
     }
 
     /// Makes the directories in a revision that lead to a file; what took the place of one goes aside.
-    fn make_way(&mut self, template: &TemplateId, id: &RevisionId, content: &Content) -> Result<()> {
+    pub(super) fn make_way(&mut self, template: &TemplateId, id: &RevisionId, content: &Content) -> Result<()> {
         let disk = &self.core.disk;
         let mut at: Utf8PathBuf = self.core.layout.revision(template, id);
         let below = content.path.as_path().parent().map(Utf8Path::components);

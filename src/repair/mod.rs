@@ -13,6 +13,7 @@ mod index;
 mod plan;
 mod retire;
 mod snapshots;
+mod supply;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -22,8 +23,6 @@ use camino::{Utf8Path, Utf8PathBuf};
 use crate::activation;
 use crate::core::Core;
 use crate::error::Result;
-use crate::format::Content;
-use crate::fs::Disk;
 use crate::fs::read::FileId;
 use crate::id::{RevisionId, TemplateId};
 use crate::progress::{Note, Progress};
@@ -32,17 +31,11 @@ use crate::work::DraftDir;
 
 use copies::Copies;
 use plan::{Action, Facts, Stage, plan};
+use supply::Supplied;
 
-/// Somebody outside the store who may have the bytes of a file.
-pub(crate) trait Supply: Sync {
-    /// Who it is, for people.
-    fn name(&self) -> &str;
+pub(crate) use supply::Supply;
 
-    /// Makes a sealed, durable file of these bytes; `false` if it has none.
-    fn fetch(&self, disk: &Disk, content: &Content, to: &Utf8Path) -> Result<bool>;
-}
-
-/// A repair at work. Nobody else changes the store while it lives.
+/// A repair at work. Nobody else changes the store from when it looks for the second time.
 struct Repair<'a> {
     core: &'a Arc<Core>,
     options: &'a VerifyOptions,
@@ -59,8 +52,7 @@ struct Repair<'a> {
     open: HashMap<FileId, Utf8PathBuf>,
     staging: Option<DraftDir>,
     /// Asked last: what it has must come here first.
-    supply: Option<&'a dyn Supply>,
-    is_supply_down: bool,
+    supplied: Supplied<'a>,
     mended: Vec<Mended>,
     /// What is out of the way, and was not mended.
     lost: Vec<Finding>,
@@ -84,7 +76,6 @@ pub(crate) fn repair(
         let remaining = report.findings.iter().filter(|finding| finding.counts()).cloned().collect();
         return Ok(Repaired { report, mended: Vec::new(), remaining });
     }
-    let repairing = core.begin_repair()?;
     let suspects = Suspects::of(&report.findings);
     let now = Scanned { report: report.clone(), hashed: Hashed::default(), seen };
     let mut repair = Repair {
@@ -98,13 +89,14 @@ pub(crate) fn repair(
         kept: HashSet::new(),
         open: HashMap::new(),
         staging: None,
-        supply,
-        is_supply_down: false,
+        supplied: Supplied::new(supply),
         mended: Vec::new(),
         lost: Vec::new(),
         failed: HashMap::new(),
         refused: Vec::new(),
     };
+    repair.fetch_ahead()?;
+    let repairing = core.begin_repair()?;
     repair.look()?;
     for stage in Stage::ALL {
         repair.stage(stage)?;

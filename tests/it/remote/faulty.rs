@@ -31,9 +31,19 @@ pub enum Fault {
 
 pub const FAULTS: [Fault; 5] = [Fault::Lost, Fault::AnswerLost, Fault::Truncated, Fault::Flipped, Fault::Down];
 
+/// What happens before an object is read.
+struct Meanwhile(Box<dyn Fn(&Path) + Send + Sync>);
+
+impl fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Meanwhile")
+    }
+}
+
 #[derive(Debug)]
 pub struct Faulty {
     inner: Arc<dyn ObjectStore>,
+    meanwhile: Option<Meanwhile>,
     /// The fault, and the request that it befalls.
     fault: Option<(Fault, usize)>,
     requests: AtomicUsize,
@@ -41,23 +51,27 @@ pub struct Faulty {
 }
 
 impl Faulty {
+    fn of(inner: Arc<dyn ObjectStore>) -> Faulty {
+        Faulty { inner, meanwhile: None, fault: None, requests: AtomicUsize::new(0), ignores_conditions: false }
+    }
+
     /// Counts requests only.
     pub fn counting(inner: Arc<dyn ObjectStore>) -> Arc<Faulty> {
-        Arc::new(Faulty { inner, fault: None, requests: AtomicUsize::new(0), ignores_conditions: false })
+        Arc::new(Faulty::of(inner))
     }
 
     pub fn at(inner: Arc<dyn ObjectStore>, fault: Fault, request: usize) -> Arc<Faulty> {
-        Arc::new(Faulty {
-            inner,
-            fault: Some((fault, request)),
-            requests: AtomicUsize::new(0),
-            ignores_conditions: false,
-        })
+        Arc::new(Faulty { fault: Some((fault, request)), ..Faulty::of(inner) })
     }
 
     /// A server that knows no conditions: each write succeeds.
     pub fn without_conditions(inner: Arc<dyn ObjectStore>) -> Arc<Faulty> {
-        Arc::new(Faulty { inner, fault: None, requests: AtomicUsize::new(0), ignores_conditions: true })
+        Arc::new(Faulty { ignores_conditions: true, ..Faulty::of(inner) })
+    }
+
+    /// A server that takes its time: something happens before an object is read.
+    pub fn while_reading(inner: Arc<dyn ObjectStore>, happens: impl Fn(&Path) + Send + Sync + 'static) -> Arc<Faulty> {
+        Arc::new(Faulty { meanwhile: Some(Meanwhile(Box::new(happens))), ..Faulty::of(inner) })
     }
 
     pub fn requests(&self) -> usize {
@@ -108,6 +122,7 @@ impl ObjectStore for Faulty {
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
+        self.meanwhile.iter().for_each(|meanwhile| meanwhile.0(path));
         let fault = self.next();
         if matches!(fault, Some(Fault::Lost | Fault::AnswerLost | Fault::Down)) {
             return Err(reset());

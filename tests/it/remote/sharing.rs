@@ -2,16 +2,20 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use camino::Utf8PathBuf;
-
+use object_store::memory::InMemory;
 use template_store::{
     Activate, Error, ErrorKind, ImportOptions, Move, Outcome, PublishOptions, PullOptions, PushOptions, RemoteError,
-    RemoteSettings, SealOptions, Severity, VerifyOptions,
+    RemoteSettings, SealOptions, Severity, Store, VerifyOptions,
 };
 
-use super::{assert_sound, current, host, publish, pull, push, with_each};
-use crate::support::{Place, Ran, assert_clean, assert_error, assert_right, id, inode};
+use super::faulty::Faulty;
+use super::{assert_sound, current, host, in_memory, publish, pull, push, with_each};
+use crate::support::{Place, Ran, assert_clean, assert_error, assert_right, build, id, inode, inputs};
 
 #[test]
 fn what_one_host_pushes_another_pulls() {
@@ -178,6 +182,37 @@ fn a_repair_fetches_what_nobody_here_has() {
         assert_right(&a.current(&id("web")).unwrap());
         assert_eq!(a.verify(&VerifyOptions::default(), &mut ()).unwrap().count(Severity::Error), 0);
     });
+}
+
+/// What is fetched takes as long as the network does; others publish meanwhile.
+#[test]
+fn a_repair_that_fetches_keeps_nobody_from_the_store() {
+    let place = Place::new();
+    let (a, memory) = (host(&place, "a"), Arc::new(InMemory::new()));
+    let revision = publish(&place, &a, "one");
+    push(&a, &in_memory(memory.clone()), &revision).unwrap();
+    crate::support::flip(&revision.rootfs(), 6 << 20, true);
+    drop(revision);
+    let (root, came) = (a.layout().root().to_owned(), Arc::new(AtomicUsize::new(0)));
+    let count = came.clone();
+    let others = Faulty::while_reading(memory, move |path| {
+        if path.as_ref().contains("/blobs/") {
+            let (store, (done, is_done)) = (Store::open(&root).unwrap(), mpsc::channel());
+            let template = format!("other-{}", count.load(Ordering::Relaxed));
+            std::thread::spawn(move || {
+                build(&store, &template, &inputs(&template), &template);
+                let _ = done.send(());
+            });
+            // Were the store held, it would come only when this is over.
+            is_done.recv_timeout(Duration::from_secs(30)).expect("another one publishes meanwhile");
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let repaired = a.repair_from(&in_memory(others), &VerifyOptions::default(), &mut ()).unwrap();
+    assert_eq!(repaired.remaining, []);
+    assert!(came.load(Ordering::Relaxed) > 2);
+    assert_right(&a.current(&id("web")).unwrap());
+    assert_clean(a.layout());
 }
 
 #[test]
