@@ -14,7 +14,7 @@ use crate::fs::atomic::parent_of;
 use crate::fs::lock::Flock;
 use crate::fs::read::{self, FileId};
 use crate::fs::with_unique_name;
-use crate::id::{ArtifactPath, TemplateId};
+use crate::id::{ArtifactPath, Digest, TemplateId};
 use crate::inputs::BuildInputs;
 use crate::layout::REVISION_JSON;
 use crate::objects::NewObjects;
@@ -192,6 +192,8 @@ pub(crate) struct Work {
     pub imported: HashMap<ArtifactPath, Imported>,
     /// What a remote says of them, if they are from there.
     pub pulled: Option<Box<RevisionRecord>>,
+    /// What a remote had for the same inputs, by its manifest, and was damaged: what is built takes its place there.
+    pub damaged_there: Option<Digest>,
     /// Dropped after the directory: only then is it seen that nobody has them.
     pub objects: NewObjects,
 }
@@ -224,6 +226,7 @@ impl Work {
             started,
             imported: HashMap::new(),
             pulled: None,
+            damaged_there: None,
             objects,
         }
     }

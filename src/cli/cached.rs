@@ -1,8 +1,8 @@
 //! A remote as a cache of builds: what it has is fetched, what is built is sent; without it, work goes on with a warning.
 
 use template_store::{
-    BuildInputs, Draft, Error, FromRemote, Match, Move, PublishOptions, Published, PushOptions, Remote, RemoteSettings,
-    Revision, Sealed, Store, TemplateId,
+    BuildInputs, Draft, Error, FromRemote, Match, Move, PublishOptions, Published, PushOptions, Remote, RemoteError,
+    RemoteSettings, Revision, Sealed, Store, TemplateId,
 };
 
 use super::args::AsCache;
@@ -51,6 +51,10 @@ impl Cache {
             FromRemote::Failed(draft, error) if self.required => {
                 draft.abandon()?;
                 Err(error.into())
+            }
+            FromRemote::Failed(draft, error @ Error::Remote(RemoteError::Damaged { .. })) => {
+                output.note(&format!("it is built, because {error}"));
+                Ok(Found::Nothing(Box::new(draft)))
             }
             FromRemote::Failed(draft, error) => {
                 self.do_without(&error, output);

@@ -6,7 +6,7 @@ use crate::core::Core;
 use crate::draft::Draft;
 use crate::error::{Error, Result};
 use crate::format::{Content, Outcome as End};
-use crate::id::TemplateId;
+use crate::id::{Digest, TemplateId};
 use crate::inputs::{BuildInputs, Made};
 use crate::options::{Activate, Known, Match, PublishOptions, Resources};
 use crate::progress::Progress;
@@ -79,7 +79,7 @@ impl Store {
         options: &PublishOptions,
         progress: &mut dyn Progress,
     ) -> Result<Option<Revision>> {
-        let Some((lead, manifest)) = find(&remote.backend, inputs, matching)? else { return Ok(None) };
+        let Some((lead, manifest)) = find(&remote.backend, inputs, matching, None)? else { return Ok(None) };
         let template = template.unwrap_or(&lead.template);
         let spec = manifest.template_as(template);
         Ok(Some(publish(&self.core, &remote.backend, manifest, spec, options, progress)?.revision))
@@ -101,7 +101,7 @@ impl Remote {
     /// # Ok::<(), template_store::Error>(())
     /// ```
     pub fn knows(&self, inputs: &BuildInputs) -> Result<bool> {
-        Ok(find(&self.backend, inputs, Match::Sources)?.is_some())
+        Ok(find(&self.backend, inputs, Match::Sources, None)?.is_some())
     }
 }
 
@@ -110,11 +110,13 @@ impl Draft {
     ///
     /// Where the template has other resources than the other host's, it gets a revision of its own with them, as when it is
     /// built for another template here. A draft of a build that was asked for again ([`Known::BuildAgain`]) is to be built.
+    /// Where files of what the other host built are damaged, what is built in the draft takes its place at the remote
+    /// ([`publish_shared`](Sealed::publish_shared)).
     ///
     /// # Errors
     /// [`Error::CurrentMoved`]. All else that is wrong is in the answer, with the draft to build in.
     pub fn publish_from(
-        self,
+        mut self,
         remote: &Remote,
         matching: Match,
         options: &PublishOptions,
@@ -125,8 +127,8 @@ impl Draft {
             Some(inputs) if purpose.known == Known::Reuse => inputs,
             _ => return Ok(FromRemote::Nothing(self)),
         };
-        let manifest = match find(&remote.backend, inputs, matching) {
-            Ok(Some((_, manifest))) => manifest,
+        let (lead, manifest) = match find(&remote.backend, inputs, matching, None) {
+            Ok(Some(found)) => found,
             Ok(None) => return Ok(FromRemote::Nothing(self)),
             Err(error) => return Ok(FromRemote::Failed(self, error)),
         };
@@ -140,7 +142,10 @@ impl Draft {
                 self.fail(error.to_string())?;
                 Err(error)
             }
-            Err(error) => Ok(FromRemote::Failed(self, error)),
+            Err(error) => {
+                self.work.damaged_there = is_damaged(&error).then_some(lead.manifest);
+                Ok(FromRemote::Failed(self, error))
+            }
         }
     }
 
@@ -193,7 +198,7 @@ impl Sealed {
     /// # Errors
     /// As [`publish_with`](Sealed::publish_with). What is wrong with the remote is in the answer.
     pub fn publish_shared(
-        self,
+        mut self,
         remote: &Remote,
         options: &PublishOptions,
         progress: &mut dyn Progress,
@@ -215,12 +220,16 @@ impl Sealed {
                 let failed = note_in_template(&core, backend, template, (&listed, &contents)).err();
                 Ok(Shared { published, theirs: false, bytes_sent, failed })
             }
-            Ok(Offer::Theirs(manifest)) => {
-                let spec = self.work.purpose.spec.clone();
-                match publish(&core, backend, *manifest, spec, options, progress) {
+            Ok(Offer::Theirs(theirs)) => {
+                let ((lead, manifest), spec) = (*theirs, self.work.purpose.spec.clone());
+                match publish(&core, backend, manifest, spec, options, progress) {
                     Ok(pulled) => {
                         let published = give_way(self.work, pulled.revision, pulled.outcome)?;
                         Ok(Shared { published, theirs: true, bytes_sent: 0, failed: None })
+                    }
+                    Err(error) if is_damaged(&error) && self.work.damaged_there.is_none() => {
+                        self.work.damaged_there = Some(lead.manifest);
+                        self.publish_shared(remote, options, progress)
                     }
                     Err(error) => self.publish_alone(options, progress, error),
                 }
@@ -286,7 +295,9 @@ impl Sealed {
             template: self.work.purpose.spec.clone(),
             record: self.record(),
         };
-        let (lead, sent) = send(backend, &goods, SendFiles::Missing, progress)?;
+        let damaged = self.work.damaged_there;
+        let files = if damaged.is_some() { SendFiles::All } else { SendFiles::Missing };
+        let (lead, sent) = send(backend, &goods, files, progress)?;
         let lead = Lead { source_hash: inputs.source_hash(), ..lead };
         let path = backend.names.key(&inputs.key());
         let mut rounds = Rounds::new(backend, &path);
@@ -296,7 +307,11 @@ impl Sealed {
                 return Ok(Offer::Theirs(theirs));
             }
             let taken = || Ok(Offer::Taken(listed(&self.work.core, &goods, lead.manifest)?, sent.bytes));
-            let Some(new) = pointer.with(&lead, &unique()) else { return taken() };
+            let new = match &damaged {
+                Some(damaged) => pointer.instead_of(damaged, &lead, &unique()),
+                None => pointer.with(&lead, &unique()),
+            };
+            let Some(new) = new else { return taken() };
             match backend.wait(backend.swap(&path, &version, &new.to_json()))? {
                 Swap::Done => return taken(),
                 Swap::Lost => rounds.next()?,
@@ -305,13 +320,13 @@ impl Sealed {
     }
 
     /// What another host pushed for the same inputs, if it can take the place of this build.
-    fn built_elsewhere(&self, backend: &Backend, inputs: &BuildInputs) -> Result<Option<Box<Manifest>>> {
+    fn built_elsewhere(&self, backend: &Backend, inputs: &BuildInputs) -> Result<Option<Box<(Lead, Manifest)>>> {
         let fits = |manifest: &Manifest| {
             manifest.revision.resources() == Resources::of(&self.work.purpose.spec)
                 && manifest.revision.contents.as_deref() != Some(self.contents())
         };
-        let found = find(backend, inputs, Match::Sources)?.map(|(_, manifest)| Box::new(manifest));
-        Ok(found.filter(|manifest| fits(manifest)))
+        let found = find(backend, inputs, Match::Sources, self.work.damaged_there.as_ref())?;
+        Ok(found.filter(|(_, manifest)| fits(manifest)).map(Box::new))
     }
 }
 
@@ -320,18 +335,29 @@ enum Offer {
     /// The key leads to it now.
     Taken(Listed, u64),
     /// Another host was first.
-    Theirs(Box<Manifest>),
+    Theirs(Box<(Lead, Manifest)>),
 }
 
-/// What a remote has for these inputs: the first that is intact, and was made from them by its own record.
-fn find(backend: &Backend, inputs: &BuildInputs, matching: Match) -> Result<Option<(Lead, Manifest)>> {
+/// Whether something that a remote has is not what it should be.
+fn is_damaged(error: &Error) -> bool {
+    matches!(error, Error::Remote(RemoteError::Damaged { .. }))
+}
+
+/// What a remote has for these inputs: the first whose manifest is intact and was made from them by its own record, and of
+/// which no file is known to be damaged.
+fn find(
+    backend: &Backend,
+    inputs: &BuildInputs,
+    matching: Match,
+    damaged: Option<&Digest>,
+) -> Result<Option<(Lead, Manifest)>> {
     let fits = |manifest: &Manifest| {
         let same_flake = || inputs.flake_ref().is_none_or(|ours| ours == manifest.revision.build.flake_ref);
         inputs.made(&manifest.revision) == Made::These && (matching == Match::Sources || same_flake())
     };
     for key in inputs.keys() {
         let (pointer, _) = backend.wait(key_pointer(backend, &key))?;
-        for lead in pointer.same_sources(inputs.source_hash()) {
+        for lead in pointer.same_sources(inputs.source_hash()).filter(|lead| Some(&lead.manifest) != damaged) {
             match fetch_manifest(backend, &lead.template, &lead.revision, &lead.manifest) {
                 Ok(manifest) if fits(&manifest) => {
                     return Ok(Some((lead.clone(), manifest)));

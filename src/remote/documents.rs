@@ -408,4 +408,18 @@ impl KeyPointer {
         write.clone_into(&mut new.write);
         Some(new)
     }
+
+    /// The pointer with a lead in the place of those to a manifest of which files are damaged; `None` if nothing changes, as
+    /// when the lead itself is to that manifest, whose files were sent again.
+    pub fn instead_of(&self, damaged: &Digest, lead: &Lead, write: &str) -> Option<KeyPointer> {
+        if lead.manifest == *damaged {
+            return self.with(lead, write);
+        }
+        let at = self.revisions.iter().position(|known| known.manifest == *damaged);
+        let mut new = self.clone();
+        new.revisions.retain(|known| known.manifest != *damaged && known != lead);
+        new.revisions.insert(at.unwrap_or(new.revisions.len()).min(new.revisions.len()), lead.clone());
+        write.clone_into(&mut new.write);
+        (new.revisions != self.revisions).then_some(new)
+    }
 }

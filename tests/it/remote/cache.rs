@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 
+use camino::Utf8Path;
 use template_store::{
     Build, BuildOptions, FromRemote, Known, Match, PublishOptions, Remote, RemoteSettings, Resources, Store,
 };
@@ -125,6 +126,14 @@ fn a_template_with_other_resources_gets_its_own_configuration() {
     });
 }
 
+/// Takes the end from the largest file that a remote's directory has.
+fn damage_largest(hub: &Utf8Path) {
+    let files = walkdir::WalkDir::new(hub.join("blobs")).into_iter().map(|entry| entry.unwrap().into_path());
+    let largest = files.filter(|path| path.is_file()).max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let good = fs::read(&largest).unwrap();
+    fs::write(&largest, &good[..good.len() - 100]).unwrap();
+}
+
 /// What can't be fetched is built, and whoever waits is not told that the build failed.
 #[test]
 fn what_the_remote_can_not_give_is_built() {
@@ -133,12 +142,7 @@ fn what_the_remote_can_not_give_is_built() {
     fs::create_dir(&hub).unwrap();
     let remote = Remote::open(&RemoteSettings::at(hub.as_str())).unwrap();
     build(&host(&place, "a"), &remote, "one");
-    let rootfs = walkdir::WalkDir::new(hub.join("blobs")).into_iter().map(Result::unwrap);
-    let rootfs =
-        rootfs.max_by_key(|entry| if entry.file_type().is_file() { entry.metadata().unwrap().len() } else { 0 });
-    let rootfs = rootfs.unwrap().into_path();
-    let good = fs::read(&rootfs).unwrap();
-    fs::write(&rootfs, &good[..good.len() - 100]).unwrap();
+    damage_largest(&hub);
 
     let b = host(&place, "b");
     let asked = draft(&b, "web", &inputs("lock"));
@@ -155,6 +159,48 @@ fn what_the_remote_can_not_give_is_built() {
     let all = template_store::PushOptions::default().files(template_store::SendFiles::All);
     a.push(&remote, &"web".parse().unwrap(), None, &all, &mut ()).unwrap();
     assert_sound(&remote);
+}
+
+/// What is built because the remote's is damaged takes its place: the same bytes are sent again, others are led to.
+#[test]
+fn a_build_takes_the_place_of_what_is_damaged_at_the_remote() {
+    for label in ["one", "two"] {
+        let place = Place::new();
+        let hub = place.join("hub");
+        fs::create_dir(&hub).unwrap();
+        let remote = Remote::open(&RemoteSettings::at(hub.as_str())).unwrap();
+        build(&host(&place, "a"), &remote, "one");
+        damage_largest(&hub);
+
+        let b = host(&place, "b");
+        let options = PublishOptions::default();
+        let asked = draft(&b, "web", &inputs("lock")).publish_from(&remote, Match::Sources, &options, &mut ());
+        let FromRemote::Failed(draft, _) = asked.unwrap() else { panic!("it can't be fetched") };
+        image(draft.path(), label);
+        let shared = draft.seal().unwrap().publish_shared(&remote, &options, &mut ()).unwrap();
+        assert!(shared.failed.is_none() && !shared.theirs && shared.bytes_sent > 0, "{shared:?}");
+        let built = shared.published.revision.id().clone();
+        assert_eq!(build(&host(&place, "c"), &remote, "three"), (built, "fetched"));
+        assert_eq!(remote.verify(true, &mut ()).unwrap().findings.is_empty(), label == "one");
+    }
+}
+
+/// Who learns of the damage only when it has built does the same.
+#[test]
+fn a_build_does_not_give_way_to_what_is_damaged() {
+    let place = Place::new();
+    let hub = place.join("hub");
+    fs::create_dir(&hub).unwrap();
+    let remote = Remote::open(&RemoteSettings::at(hub.as_str())).unwrap();
+    let b = host(&place, "b");
+    let late = draft(&b, "web", &inputs("lock"));
+    build(&host(&place, "a"), &remote, "one");
+    damage_largest(&hub);
+    image(late.path(), "two");
+    let shared = late.seal().unwrap().publish_shared(&remote, &PublishOptions::default(), &mut ()).unwrap();
+    assert!(shared.failed.is_none() && !shared.theirs, "{shared:?}");
+    let built = shared.published.revision.id().clone();
+    assert_eq!(build(&host(&place, "c"), &remote, "three"), (built, "fetched"));
 }
 
 /// `build web --remote … --push` from 16 processes on four hosts, each of which would build something else.
