@@ -1,7 +1,7 @@
 //! What a remote sends, for those who try parsers with any bytes: see `crate::parsers`.
 
 use super::documents::{KeyPointer, Lead, Listed, Manifest, RemoteFormat, SnapshotManifest, TemplatePointer};
-use super::frames::{Decoder, FOOTER, most_object_bytes, read_table, table_len};
+use super::frames::{Decoder, FOOTER, first_frame, is_table, most_object_bytes, read_table, table_len};
 use super::mvm::Sums;
 use crate::format::Extra;
 use crate::id::Digest;
@@ -54,10 +54,27 @@ fn pointers(bytes: &[u8]) {
 pub fn frames(bytes: &[u8]) {
     let Some((size, object)) = bytes.split_first_chunk() else { return };
     let size = u64::from(u32::from_le_bytes(*size) % LARGEST_FILE);
+    let walked = walk(object, size);
     if let Ok(file) = unpack(object, size) {
         assert_eq!(file.len() as u64, size);
         assert!(object.len() as u64 <= most_object_bytes(size) || size == 0);
+        // Its table may make one of several frames.
+        assert!(walked.is_none_or(|walked| walked == file));
     }
+}
+
+/// The file as who gets no parts of the object reads it, if the frames tell all of it.
+fn walk(object: &[u8], size: u64) -> Option<Vec<u8>> {
+    let (mut file, mut at) = (Vec::new(), 0);
+    let mut decoder = Decoder::new().expect("a decoder");
+    while (file.len() as u64) < size && !is_table(&object[at..]) {
+        let frame = first_frame(&object[at..], at as u64, file.len() as u64).ok()??;
+        let mut part = vec![0; frame.part_len as usize];
+        decoder.part(&object[at..at + frame.len as usize], &mut part).ok()?;
+        at += frame.len as usize;
+        file.extend(part);
+    }
+    (file.len() as u64 == size).then_some(file)
 }
 
 /// The file of `size` bytes of which `object` has the frames.
@@ -140,5 +157,6 @@ mod tests {
         Sums::from_json(&examples[4], &template, &revision).unwrap();
         RemoteFormat::check(&examples[5]).unwrap();
         assert_eq!(unpack(&examples[6][4..], 300_000).unwrap(), [7; 300_000]);
+        assert_eq!(walk(&examples[6][4..], 300_000).unwrap(), [7; 300_000]);
     }
 }
