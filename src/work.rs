@@ -193,7 +193,7 @@ pub(crate) struct Work {
     /// What a remote says of them, if they are from there.
     pub pulled: Option<Box<RevisionRecord>>,
     /// What a remote had for the same inputs, by its manifest, and was damaged: what is built takes its place there.
-    pub damaged_there: Option<Digest>,
+    pub damaged_there: Vec<Digest>,
     /// Dropped after the directory: only then is it seen that nobody has them.
     pub objects: NewObjects,
 }
@@ -226,7 +226,7 @@ impl Work {
             started,
             imported: HashMap::new(),
             pulled: None,
-            damaged_there: None,
+            damaged_there: Vec::new(),
             objects,
         }
     }

@@ -159,10 +159,17 @@ impl Backend {
     /// The objects below a place.
     pub async fn list(&self, place: &Path) -> Result<Vec<Path>> {
         let listed = self.objects.list(Some(place)).map_ok(|meta| meta.location);
-        listed.try_collect().await.map_err(|error| match self.conditions {
-            Conditions::ReadOnly => RemoteError::Unlisted { remote: self.url.clone() }.into(),
-            _ => self.failed("list", place, &error),
-        })
+        let listed: std::result::Result<Vec<Path>, _> = listed.try_collect().await;
+        let is_web_server = self.conditions == Conditions::ReadOnly;
+        // Lists of web servers are those of WebDAV (RFC 4918), which most do not speak.
+        let is_unknown = match &listed {
+            Ok(listed) => listed.is_empty(),
+            Err(error) => ["status code: 405", "status code: 501"].iter().any(|code| chain(error).contains(code)),
+        };
+        match listed {
+            _ if is_web_server && is_unknown => Err(RemoteError::Unlisted { remote: self.url.clone() }.into()),
+            listed => listed.map_err(|error| self.failed("list", place, &error)),
+        }
     }
 
     /// The bytes of an answer, up to so many: a server may say one size and send another.

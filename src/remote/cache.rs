@@ -79,10 +79,17 @@ impl Store {
         options: &PublishOptions,
         progress: &mut dyn Progress,
     ) -> Result<Option<Revision>> {
-        let Some((lead, manifest)) = find(&remote.backend, inputs, matching, None)? else { return Ok(None) };
-        let template = template.unwrap_or(&lead.template);
-        let spec = manifest.template_as(template);
-        Ok(Some(publish(&self.core, &remote.backend, manifest, spec, options, progress)?.revision))
+        let (backend, mut damaged, mut last) = (&remote.backend, Vec::new(), None);
+        while let Some((lead, manifest)) = find(backend, inputs, matching, &mut damaged)? {
+            let template = template.unwrap_or(&lead.template);
+            let spec = manifest.template_as(template);
+            match publish(&self.core, backend, manifest, spec, options, progress) {
+                Err(error) if is_damaged(&error) => last = Some(error),
+                published => return Ok(Some(published?.revision)),
+            }
+            damaged.push(lead.manifest);
+        }
+        last.map_or(Ok(None), Err)
     }
 }
 
@@ -101,7 +108,7 @@ impl Remote {
     /// # Ok::<(), template_store::Error>(())
     /// ```
     pub fn knows(&self, inputs: &BuildInputs) -> Result<bool> {
-        Ok(find(&self.backend, inputs, Match::Sources, None)?.is_some())
+        Ok(find(&self.backend, inputs, Match::Sources, &mut Vec::new())?.is_some())
     }
 }
 
@@ -127,12 +134,10 @@ impl Draft {
             Some(inputs) if purpose.known == Known::Reuse => inputs,
             _ => return Ok(FromRemote::Nothing(self)),
         };
-        let (lead, manifest) = match find(&remote.backend, inputs, matching, None) {
-            Ok(Some(found)) => found,
-            Ok(None) => return Ok(FromRemote::Nothing(self)),
-            Err(error) => return Ok(FromRemote::Failed(self, error)),
-        };
-        match self.fetch(&remote.backend, manifest, inputs, matching, options, progress) {
+        let (backend, mut damaged) = (&remote.backend, Vec::new());
+        let fetched = self.first_intact(backend, (inputs, matching), options, &mut damaged, progress);
+        self.work.damaged_there = damaged;
+        match fetched {
             Ok(Some((revision, outcome))) => {
                 let published = give_way(self.work, revision, outcome)?;
                 Ok(FromRemote::Published(Box::new(published)))
@@ -142,11 +147,28 @@ impl Draft {
                 self.fail(error.to_string())?;
                 Err(error)
             }
-            Err(error) => {
-                self.work.damaged_there = is_damaged(&error).then_some(lead.manifest);
-                Ok(FromRemote::Failed(self, error))
-            }
+            Err(error) => Ok(FromRemote::Failed(self, error)),
         }
+    }
+
+    /// The first revision that other hosts have, of which nothing is damaged; notes what is.
+    fn first_intact(
+        &self,
+        backend: &Backend,
+        (inputs, matching): (&BuildInputs, Match),
+        options: &PublishOptions,
+        damaged: &mut Vec<Digest>,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<(Revision, Outcome)>> {
+        let mut last = None;
+        while let Some((lead, manifest)) = find(backend, inputs, matching, damaged)? {
+            match self.fetch(backend, manifest, inputs, matching, options, progress) {
+                Err(error) if is_damaged(&error) => last = Some(error),
+                fetched => return fetched,
+            }
+            damaged.push(lead.manifest);
+        }
+        last.map_or(Ok(None), Err)
     }
 
     /// The revision of the other host; `None` if it is no use here.
@@ -213,7 +235,10 @@ impl Sealed {
             return self.publish_alone(options, progress, error);
         }
         let contents = self.contents().to_vec();
-        match self.offer(backend, progress) {
+        let mut damaged = std::mem::take(&mut self.work.damaged_there);
+        let offered = self.offer(backend, &mut damaged, progress);
+        self.work.damaged_there = damaged;
+        match offered {
             Ok(Offer::Taken(listed, bytes_sent)) => {
                 let published = self.publish_with(options, progress)?;
                 let template = published.revision.template();
@@ -227,8 +252,9 @@ impl Sealed {
                         let published = give_way(self.work, pulled.revision, pulled.outcome)?;
                         Ok(Shared { published, theirs: true, bytes_sent: 0, failed: None })
                     }
-                    Err(error) if is_damaged(&error) && self.work.damaged_there.is_none() => {
-                        self.work.damaged_there = Some(lead.manifest);
+                    // Each time one less can take its place.
+                    Err(error) if is_damaged(&error) => {
+                        self.work.damaged_there.push(lead.manifest);
                         self.publish_shared(remote, options, progress)
                     }
                     Err(error) => self.publish_alone(options, progress, error),
@@ -278,15 +304,15 @@ impl Sealed {
         }
     }
 
-    /// Sends the build, unless another host has pushed the same meanwhile.
-    fn offer(&self, backend: &Backend, progress: &mut dyn Progress) -> Result<Offer> {
+    /// Sends the build, unless another host has pushed the same meanwhile, of which nothing is damaged.
+    fn offer(&self, backend: &Backend, damaged: &mut Vec<Digest>, progress: &mut dyn Progress) -> Result<Offer> {
         let Some(inputs) = &self.work.purpose.inputs else {
             let what = self.work.purpose.template.to_string();
             let problem = "it is not known from which inputs it was built".to_owned();
             return Err(RemoteError::CannotPush { what, problem }.into());
         };
         begin(backend)?;
-        if let Some(theirs) = self.built_elsewhere(backend, inputs)? {
+        if let Some(theirs) = self.built_elsewhere(backend, inputs, damaged)? {
             return Ok(Offer::Theirs(theirs));
         }
         let goods = Goods {
@@ -295,22 +321,18 @@ impl Sealed {
             template: self.work.purpose.spec.clone(),
             record: self.record(),
         };
-        let damaged = self.work.damaged_there;
-        let files = if damaged.is_some() { SendFiles::All } else { SendFiles::Missing };
+        let files = if damaged.is_empty() { SendFiles::Missing } else { SendFiles::All };
         let (lead, sent) = send(backend, &goods, files, progress)?;
         let lead = Lead { source_hash: inputs.source_hash(), ..lead };
         let path = backend.names.key(&inputs.key());
         let mut rounds = Rounds::new(backend, &path);
         loop {
             let (pointer, version) = backend.wait(key_pointer(backend, &inputs.key()))?;
-            if let Some(theirs) = self.built_elsewhere(backend, inputs)? {
+            if let Some(theirs) = self.built_elsewhere(backend, inputs, damaged)? {
                 return Ok(Offer::Theirs(theirs));
             }
             let taken = || Ok(Offer::Taken(listed(&self.work.core, &goods, lead.manifest)?, sent.bytes));
-            let new = match &damaged {
-                Some(damaged) => pointer.instead_of(damaged, &lead, &unique()),
-                None => pointer.with(&lead, &unique()),
-            };
+            let new = pointer.instead_of(damaged, &lead, &unique());
             let Some(new) = new else { return taken() };
             match backend.wait(backend.swap(&path, &version, &new.to_json()))? {
                 Swap::Done => return taken(),
@@ -320,12 +342,17 @@ impl Sealed {
     }
 
     /// What another host pushed for the same inputs, if it can take the place of this build.
-    fn built_elsewhere(&self, backend: &Backend, inputs: &BuildInputs) -> Result<Option<Box<(Lead, Manifest)>>> {
+    fn built_elsewhere(
+        &self,
+        backend: &Backend,
+        inputs: &BuildInputs,
+        damaged: &mut Vec<Digest>,
+    ) -> Result<Option<Box<(Lead, Manifest)>>> {
+        let found = find(backend, inputs, Match::Sources, damaged)?;
         let fits = |manifest: &Manifest| {
             manifest.revision.resources() == Resources::of(&self.work.purpose.spec)
                 && manifest.revision.contents.as_deref() != Some(self.contents())
         };
-        let found = find(backend, inputs, Match::Sources, self.work.damaged_there.as_ref())?;
         Ok(found.filter(|(_, manifest)| fits(manifest)).map(Box::new))
     }
 }
@@ -343,13 +370,13 @@ fn is_damaged(error: &Error) -> bool {
     matches!(error, Error::Remote(RemoteError::Damaged { .. }))
 }
 
-/// What a remote has for these inputs: the first whose manifest is intact and was made from them by its own record, and of
-/// which no file is known to be damaged.
+/// What a remote has for these inputs: the first that was made from them by its own record, and of which nothing is known to
+/// be damaged. Manifests that are not what they should be are added to what is.
 fn find(
     backend: &Backend,
     inputs: &BuildInputs,
     matching: Match,
-    damaged: Option<&Digest>,
+    damaged: &mut Vec<Digest>,
 ) -> Result<Option<(Lead, Manifest)>> {
     let fits = |manifest: &Manifest| {
         let same_flake = || inputs.flake_ref().is_none_or(|ours| ours == manifest.revision.build.flake_ref);
@@ -357,13 +384,19 @@ fn find(
     };
     for key in inputs.keys() {
         let (pointer, _) = backend.wait(key_pointer(backend, &key))?;
-        for lead in pointer.same_sources(inputs.source_hash()).filter(|lead| Some(&lead.manifest) != damaged) {
+        for lead in pointer.same_sources(inputs.source_hash()) {
+            if damaged.contains(&lead.manifest) {
+                continue;
+            }
             match fetch_manifest(backend, &lead.template, &lead.revision, &lead.manifest) {
                 Ok(manifest) if fits(&manifest) => {
                     return Ok(Some((lead.clone(), manifest)));
                 }
                 Ok(_) => {}
                 Err(error @ Error::Remote(RemoteError::Damaged { .. } | RemoteError::Format { .. })) => {
+                    if is_damaged(&error) {
+                        damaged.push(lead.manifest);
+                    }
                     tracing::warn!(%error, "what a remote has for this key is passed over");
                 }
                 Err(error) => return Err(error),

@@ -409,17 +409,16 @@ impl KeyPointer {
         Some(new)
     }
 
-    /// The pointer with a lead in the place of those to a manifest of which files are damaged; `None` if nothing changes, as
-    /// when the lead itself is to that manifest, whose files were sent again.
-    pub fn instead_of(&self, damaged: &Digest, lead: &Lead, write: &str) -> Option<KeyPointer> {
-        if lead.manifest == *damaged {
-            return self.with(lead, write);
-        }
-        let at = self.revisions.iter().position(|known| known.manifest == *damaged);
+    /// The pointer with a lead in the place of those to manifests of which something is damaged; `None` if nothing changes,
+    /// as when the lead itself is to one of them, all of which was sent again.
+    pub fn instead_of(&self, damaged: &[Digest], lead: &Lead, write: &str) -> Option<KeyPointer> {
+        let is_damaged = |known: &Lead| known.manifest != lead.manifest && damaged.contains(&known.manifest);
+        let Some(at) = self.revisions.iter().position(is_damaged) else { return self.with(lead, write) };
         let mut new = self.clone();
-        new.revisions.retain(|known| known.manifest != *damaged && known != lead);
-        new.revisions.insert(at.unwrap_or(new.revisions.len()).min(new.revisions.len()), lead.clone());
+        new.revisions[at] = lead.clone();
+        let mut is_first = true;
+        new.revisions.retain(|known| !is_damaged(known) && (known != lead || std::mem::take(&mut is_first)));
         write.clone_into(&mut new.write);
-        (new.revisions != self.revisions).then_some(new)
+        Some(new)
     }
 }

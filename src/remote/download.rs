@@ -154,18 +154,30 @@ async fn fetch(backend: &Backend, name: &Path, size: u64, send: Sender<Part>) ->
 /// Fetches an object from a server that sends whole files only: each frame says itself how long it is.
 async fn fetch_whole(backend: &Backend, name: &Path, size: u64, send: Sender<Part>) -> Result<()> {
     let damaged = |problem: &str| backend.damaged(name, problem.to_owned());
-    let mut pieces = std::pin::pin!(backend.pieces(name).await?);
+    let mut pieces = std::pin::pin!(backend.pieces(name).await?.fuse());
     let (mut waiting, mut at, mut part_at) = (BytesMut::new(), 0, 0);
+    // A frame is looked through from its start: so not for each piece, but when twice as much of it is there.
+    let (mut enough, mut frames_left, mut is_over) = (0, frames::most_frames(size), false);
     while part_at < size {
-        let piece = pieces.next().await.ok_or_else(|| damaged("it ends too early"))??;
-        waiting.extend_from_slice(&piece);
+        match pieces.next().await.transpose()? {
+            Some(piece) => waiting.extend_from_slice(&piece),
+            None if is_over => return Err(damaged("it ends too early")),
+            None => (enough, is_over) = (0, true),
+        }
+        if at + waiting.len() as u64 > frames::most_object_bytes(size) {
+            return Err(damaged("it is too long for the file"));
+        }
+        if waiting.len() < enough {
+            continue;
+        }
         while !frames::is_table(&waiting) {
             let first = frames::first_frame(&waiting, at, part_at).map_err(|problem| damaged(&problem))?;
             let Some(frame) = first else { break };
             (at, part_at) = (at + u64::from(frame.len), part_at + u64::from(frame.part_len));
-            if part_at > size {
+            if part_at > size || frames_left == 0 {
                 return Err(damaged("it has more than the file"));
             }
+            frames_left -= 1;
             let bytes = waiting.split_to(frame.len as usize).freeze();
             if send.send((vec![frame], bytes)).await.is_err() {
                 return Ok(());
@@ -174,6 +186,7 @@ async fn fetch_whole(backend: &Backend, name: &Path, size: u64, send: Sender<Par
         if frames::is_table(&waiting) && part_at < size {
             return Err(damaged("it has less than the file"));
         }
+        enough = waiting.len() * 2;
     }
     Ok(())
 }

@@ -142,7 +142,7 @@ pub(super) fn table_len(footer: &[u8], file_size: u64) -> Result<u64> {
 }
 
 /// No writer makes frames of less than 64 KiB, but for the last.
-fn most_frames(file_size: u64) -> u64 {
+pub(super) fn most_frames(file_size: u64) -> u64 {
     file_size / (64 * 1024) + 1
 }
 

@@ -12,10 +12,10 @@ use futures_util::stream::{self, StreamExt};
 use object_store::path::Path;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc::channel;
+use tokio::sync::mpsc::{Sender, channel};
 
 use super::Remote;
-use super::backend::Backend;
+use super::backend::{Backend, Conditions};
 use super::error::RemoteError;
 use super::pull::{PullOptions, Pulled, names, seal_and_publish};
 use crate::core::Core;
@@ -233,6 +233,9 @@ impl<'a> Shelf<'a> {
         let incoming = core.disk.receive(&to, size)?;
         let (send, mut parts) = channel::<(u64, Bytes)>(1);
         let fetch = async {
+            if self.sends_whole_files(&path, size).await? {
+                return self.fetch_whole(&path, size, send).await;
+            }
             let starts = stream::iter((0..size).step_by(PART as usize));
             let (backend, path) = (self.backend, &path);
             let part = |at: u64| async move {
@@ -249,7 +252,9 @@ impl<'a> Shelf<'a> {
             Ok::<_, Error>(())
         };
         let (written, fetched) = std::thread::scope(|scope| {
-            let writing = scope.spawn(|| -> Result<_> {
+            let incoming = &incoming;
+            // It has the receiver: when it ends early, nothing more is sent to it.
+            let writing = scope.spawn(move || -> Result<_> {
                 let mut hasher = Sha256::new();
                 while let Some((at, bytes)) = parts.blocking_recv() {
                     hasher.update(&bytes);
@@ -267,6 +272,29 @@ impl<'a> Shelf<'a> {
             true => Ok(()),
             false => Err(self.other_bytes(file.as_str())),
         }
+    }
+}
+
+impl Shelf<'_> {
+    /// Whether this is a web server that sends no parts of files.
+    async fn sends_whole_files(&self, path: &Path, size: u64) -> Result<bool> {
+        let may = self.backend.conditions == Conditions::ReadOnly && size > 0;
+        Ok(may && self.backend.range_if_served(path, 0, 1).await?.is_none())
+    }
+
+    async fn fetch_whole(&self, path: &Path, size: u64, send: Sender<(u64, Bytes)>) -> Result<()> {
+        let (mut pieces, mut at) = (std::pin::pin!(self.backend.pieces(path).await?), 0);
+        while let Some(piece) = pieces.next().await.transpose()? {
+            let len = piece.len() as u64;
+            if at + len > size {
+                return Err(self.backend.damaged(path, format!("more than {size} bytes of it came")));
+            }
+            if send.send((at, piece)).await.is_err() {
+                break;
+            }
+            at += len;
+        }
+        Ok(())
     }
 }
 

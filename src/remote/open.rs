@@ -43,6 +43,13 @@ impl Patience {
         RetryConfig { backoff, max_retries, retry_timeout: Duration::from_secs(seconds) }
     }
 
+    fn whole_file(self) -> Duration {
+        match self {
+            Patience::Long => Duration::from_secs(3600),
+            Patience::Short => Duration::from_secs(600),
+        }
+    }
+
     fn client(self, allow_http: bool) -> ClientOptions {
         let (connect, whole) = match self {
             Patience::Long => (10, 120),
@@ -82,7 +89,7 @@ pub(super) fn open(settings: &RemoteSettings, patience: Patience) -> Result<Back
         ObjectStoreScheme::Http => {
             check_http(&settings.url, settings.allow_http)?;
             // A server that sends whole files only sends large ones for a long time.
-            let client = patience.client(settings.allow_http).with_timeout_disabled();
+            let client = patience.client(settings.allow_http).with_timeout(patience.whole_file());
             let builder = HttpBuilder::new().with_url(&settings.url).with_retry(patience.retry());
             (share(builder.with_client_options(client).build(), bad)?, Path::default())
         }

@@ -95,7 +95,12 @@ pub(crate) fn repair(
         failed: HashMap::new(),
         refused: Vec::new(),
     };
-    repair.fetch_ahead()?;
+    // What stands in the way of it is mended, or said, by the stages.
+    if let Err(error) = repair.fetch_ahead() {
+        tracing::debug!(%error, "not all of what is missing was fetched ahead");
+    }
+    // What was seen was seen while others could change it.
+    repair.copies = Copies::default();
     let repairing = core.begin_repair()?;
     repair.look()?;
     for stage in Stage::ALL {

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::Repair;
+use super::facts;
 use super::plan::{Action, Stage, plan};
-use super::{Copies, facts};
 use crate::error::Result;
 use crate::format::Content;
 use crate::fs::Disk;
@@ -59,17 +59,11 @@ impl Repair<'_> {
                 wanted.insert(content.blake3, content);
             }
         }
-        // What was seen was seen while others could change it.
-        self.copies = Copies::default();
-        let bytes = wanted.values().map(|content| content.size).fold(0, u64::saturating_add);
-        if bytes > read::available_space(self.core.layout.root())? {
-            return Ok(());
-        }
+        let mut left = read::available_space(self.core.layout.root())?;
         for content in wanted.values() {
-            match self.ask(content) {
-                Err(_) if self.supplied.failed.is_some() => break,
-                asked => asked?,
-            };
+            let Some(then) = left.checked_sub(content.size) else { continue };
+            self.ask(content)?;
+            left = then;
         }
         Ok(())
     }

@@ -60,8 +60,13 @@ impl Observer for Unable {
 }
 
 fn unable(place: &Place, answer: Errno, step: fn(&Op) -> bool) -> Store {
+    unable_at(&place.root(), answer, step)
+}
+
+/// A store on a disk that answers some steps so.
+pub fn unable_at(root: &camino::Utf8Path, answer: Errno, step: fn(&Op) -> bool) -> Store {
     let observer = Arc::new(Unable { step, answer });
-    Store::open_with(place.root(), &StoreOptions::default().observer(observer)).unwrap()
+    Store::open_with(root, &StoreOptions::default().observer(observer)).unwrap()
 }
 
 #[test]

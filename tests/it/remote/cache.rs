@@ -10,7 +10,7 @@ use template_store::{
 
 use super::server::{self, KEY, SECRET};
 use super::{assert_sound, host, with_each};
-use crate::support::{Place, Ran, Running, assert_right, draft, image, inputs, script};
+use crate::support::{Place, Ran, Running, assert_right, bytes, draft, image, inputs, script};
 
 /// Builds as a host does: here, else there, else by itself.
 fn build(store: &Store, remote: &template_store::Remote, label: &str) -> (template_store::RevisionId, &'static str) {
@@ -183,6 +183,59 @@ fn a_build_takes_the_place_of_what_is_damaged_at_the_remote() {
         assert_eq!(build(&host(&place, "c"), &remote, "three"), (built, "fetched"));
         assert_eq!(remote.verify(true, &mut ()).unwrap().findings.is_empty(), label == "one");
     }
+}
+
+/// Of two builds of one key, damaged one after the other, the other host's is taken as long as one is whole.
+#[test]
+fn what_is_damaged_is_passed_over_for_what_is_whole() {
+    let place = Place::new();
+    let hub = place.join("hub");
+    fs::create_dir(&hub).unwrap();
+    let remote = Remote::open(&RemoteSettings::at(hub.as_str())).unwrap();
+    let options = PublishOptions::default();
+    let again = |name: &str, label: &str| {
+        let known = BuildOptions::default().known(Known::BuildAgain);
+        let draft = crate::support::draft_with(&host(&place, name), "web", &inputs("lock"), &known);
+        image(draft.path(), label);
+        fs::write(draft.path().join("large"), bytes(label, 2 << 20)).unwrap();
+        let shared = draft.seal().unwrap().publish_shared(&remote, &options, &mut ()).unwrap();
+        assert!(shared.failed.is_none());
+        shared.published.revision.id().clone()
+    };
+    let first = again("a", "first");
+    // The only large one.
+    damage_largest(&hub);
+    let second = again("b", "second");
+    assert_ne!(first, second);
+    assert_eq!(build(&host(&place, "c"), &remote, "three"), (second.clone(), "fetched"));
+    let d = host(&place, "d");
+    let found = d.lookup_remote(&remote, None, &inputs("lock"), Match::Sources, &options, &mut ()).unwrap();
+    assert_eq!(found.unwrap().id(), &second);
+
+    // When neither is whole, what is built takes the place of both.
+    damage_largest(&hub);
+    let e = host(&place, "e");
+    let asked = draft(&e, "web", &inputs("lock")).publish_from(&remote, Match::Sources, &options, &mut ());
+    let FromRemote::Failed(draft, _) = asked.unwrap() else { panic!("neither can be fetched") };
+    image(draft.path(), "fourth");
+    let shared = draft.seal().unwrap().publish_shared(&remote, &options, &mut ()).unwrap();
+    assert!(shared.failed.is_none() && !shared.theirs, "{shared:?}");
+    let fourth = shared.published.revision.id().clone();
+    assert_eq!(build(&host(&place, "f"), &remote, "five"), (fourth, "fetched"));
+}
+
+/// A manifest that is gone leads nobody any more, once somebody has built it again.
+#[test]
+fn a_manifest_that_is_gone_is_replaced_by_the_next_build() {
+    let place = Place::new();
+    let hub = place.join("hub");
+    fs::create_dir(&hub).unwrap();
+    let remote = Remote::open(&RemoteSettings::at(hub.as_str())).unwrap();
+    build(&host(&place, "a"), &remote, "one");
+    fs::remove_dir_all(hub.join("manifests")).unwrap();
+    let (again, how) = build(&host(&place, "b"), &remote, "one");
+    assert_eq!(how, "built");
+    assert_eq!(build(&host(&place, "c"), &remote, "three"), (again, "fetched"));
 }
 
 /// Who learns of the damage only when it has built does the same.

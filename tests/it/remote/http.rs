@@ -14,7 +14,7 @@ use super::{host, publish, pull, push};
 use crate::support::{Place, assert_error, assert_right, bytes, id, inputs};
 
 /// Serves a directory until the process ends.
-fn serve(dir: Utf8PathBuf, sends_parts: bool) -> Remote {
+pub fn serve(dir: Utf8PathBuf, sends_parts: bool) -> Remote {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let url = format!("http://127.0.0.1:{}/", listener.local_addr().unwrap().port());
     std::thread::spawn(move || {

@@ -3,13 +3,17 @@
 use std::fs;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use rustix::io::Errno;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use template_store::observe::Op;
 use template_store::{
     ErrorKind, ImportOptions, Note, PullOptions, Pulled, Remote, RemoteSettings, Result, SealOptions, Store,
 };
 
 use super::host;
+use super::http::serve;
+use crate::disk::unable_at;
 use crate::support::{Heard, Place, assert_clean, assert_error, assert_right, bytes, id};
 
 /// A registry in a directory, as mvm leaves it after a push of `web@r1`.
@@ -164,4 +168,41 @@ fn what_a_registry_says_is_checked() {
     }
     fs::write(registry.dir.join("templates/web/current"), "r9\n").unwrap();
     registry.refused(&place, ErrorKind::NotFound, &["r9"]);
+}
+
+/// What came is not written: the pull says so, and waits for nobody.
+#[test]
+fn a_disk_that_takes_nothing_ends_the_pull() {
+    let place = Place::new();
+    let registry = Registry::new(&place, false);
+    fs::write(registry.files().join("rootfs.ext4"), bytes("large", 40 << 20)).unwrap();
+    registry.sum();
+    let step = |op: &Op| matches!(op, Op::Write { .. });
+    let b = host(&place, "b");
+    let failing = unable_at(b.layout().root(), Errno::NOSPC, step);
+    let refused = registry.pull(&failing, &mut Heard::default());
+    assert_error(refused, ErrorKind::Failed, &["No space left on device"]);
+    assert!(b.templates().unwrap().is_empty());
+    assert_right(&registry.pull(&b, &mut Heard::default()).unwrap().revision);
+}
+
+#[test]
+fn a_registry_behind_a_web_server_is_pulled() {
+    for sends_parts in [true, false] {
+        let place = Place::new();
+        let registry = Registry::new(&place, true);
+        fs::write(registry.files().join("rootfs.ext4"), bytes("large", 20 << 20)).unwrap();
+        registry.sum();
+        let remote = serve(registry.dir.clone(), sends_parts);
+        let b = host(&place, "b");
+        let pulled = b.pull_mvm(&remote, &id("web"), None, &PullOptions::default(), &mut ()).unwrap();
+        assert_right(&pulled.revision);
+        assert!(fs::read(pulled.revision.rootfs()).unwrap() == bytes("large", 20 << 20));
+        // Cut short, or longer than it was said to be.
+        fs::write(registry.files().join("rootfs.ext4"), bytes("other", 9 << 20)).unwrap();
+        let c = host(&place, "c");
+        let refused = c.pull_mvm(&remote, &id("web"), None, &PullOptions::default(), &mut ());
+        assert_error(refused, ErrorKind::Damaged, &["rootfs.ext4"]);
+        assert!(c.templates().unwrap().is_empty());
+    }
 }

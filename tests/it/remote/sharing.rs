@@ -184,6 +184,23 @@ fn a_repair_fetches_what_nobody_here_has() {
     });
 }
 
+#[test]
+fn a_repair_that_can_fetch_nothing_ahead_fetches_in_the_end() {
+    let place = Place::new();
+    let (a, memory) = (host(&place, "a"), Arc::new(InMemory::new()));
+    let revision = publish(&place, &a, "one");
+    push(&a, &in_memory(memory.clone()), &revision).unwrap();
+    crate::support::flip(&revision.rootfs(), 6 << 20, true);
+    drop(revision);
+    build(&a, "other", &inputs("a"), "a");
+    let artifacts = a.layout().artifacts(&id("other"));
+    fs::rename(&artifacts, place.join("away")).unwrap();
+    fs::write(&artifacts, "what is no directory").unwrap();
+    let repaired = a.repair_from(&in_memory(memory), &VerifyOptions::default(), &mut ()).unwrap();
+    assert!(repaired.mended.iter().any(|mended| mended.how.contains("fetched again")), "{:?}", repaired.mended);
+    assert_right(&a.current(&id("web")).unwrap());
+}
+
 /// What is fetched takes as long as the network does; others publish meanwhile.
 #[test]
 fn a_repair_that_fetches_keeps_nobody_from_the_store() {
