@@ -190,7 +190,7 @@ fn a_disk_that_takes_nothing_ends_the_pull() {
 fn a_registry_behind_a_web_server_is_pulled() {
     for sends_parts in [true, false] {
         let place = Place::new();
-        let registry = Registry::new(&place, true);
+        let registry = Registry::new(&place, false);
         fs::write(registry.files().join("rootfs.ext4"), bytes("large", 20 << 20)).unwrap();
         registry.sum();
         let remote = serve(registry.dir.clone(), sends_parts);
