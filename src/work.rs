@@ -14,7 +14,7 @@ use crate::fs::atomic::parent_of;
 use crate::fs::lock::Flock;
 use crate::fs::read::{self, FileId};
 use crate::fs::with_unique_name;
-use crate::id::{ArtifactPath, Digest, TemplateId};
+use crate::id::{ArtifactPath, TemplateId};
 use crate::inputs::BuildInputs;
 use crate::layout::REVISION_JSON;
 use crate::objects::NewObjects;
@@ -193,7 +193,8 @@ pub(crate) struct Work {
     /// What a remote says of them, if they are from there.
     pub pulled: Option<Box<RevisionRecord>>,
     /// What a remote had for the same inputs, by its manifest, and was damaged: what is built takes its place there.
-    pub damaged_there: Vec<Digest>,
+    #[cfg(feature = "remote")]
+    pub damaged_there: Vec<crate::id::Digest>,
     /// Dropped after the directory: only then is it seen that nobody has them.
     pub objects: NewObjects,
 }
@@ -226,6 +227,7 @@ impl Work {
             started,
             imported: HashMap::new(),
             pulled: None,
+            #[cfg(feature = "remote")]
             damaged_there: Vec::new(),
             objects,
         }
