@@ -75,6 +75,13 @@ impl Registry {
         fs::write(self.files().join("checksums.json"), sums.to_string()).unwrap();
     }
 
+    /// Another root file system, whether or not its sum says so.
+    fn replace_rootfs(&self, bytes: &[u8]) {
+        let rootfs = self.files().join("rootfs.ext4");
+        fs::remove_file(&rootfs).unwrap();
+        fs::write(rootfs, bytes).unwrap();
+    }
+
     fn pull(&self, store: &Store, heard: &mut Heard) -> Result<Pulled> {
         let remote = Remote::open(&RemoteSettings::at(self.dir.as_str())).unwrap();
         store.pull_mvm(&remote, &id("web"), None, &PullOptions::default(), heard)
@@ -175,7 +182,7 @@ fn what_a_registry_says_is_checked() {
 fn a_disk_that_takes_nothing_ends_the_pull() {
     let place = Place::new();
     let registry = Registry::new(&place, false);
-    fs::write(registry.files().join("rootfs.ext4"), bytes("large", 40 << 20)).unwrap();
+    registry.replace_rootfs(&bytes("large", 40 << 20));
     registry.sum();
     let step = |op: &Op| matches!(op, Op::Write { .. });
     let b = host(&place, "b");
@@ -191,7 +198,7 @@ fn a_registry_behind_a_web_server_is_pulled() {
     for sends_parts in [true, false] {
         let place = Place::new();
         let registry = Registry::new(&place, false);
-        fs::write(registry.files().join("rootfs.ext4"), bytes("large", 20 << 20)).unwrap();
+        registry.replace_rootfs(&bytes("large", 20 << 20));
         registry.sum();
         let remote = serve(registry.dir.clone(), sends_parts);
         let b = host(&place, "b");
@@ -199,7 +206,7 @@ fn a_registry_behind_a_web_server_is_pulled() {
         assert_right(&pulled.revision);
         assert!(fs::read(pulled.revision.rootfs()).unwrap() == bytes("large", 20 << 20));
         // Cut short, or longer than it was said to be.
-        fs::write(registry.files().join("rootfs.ext4"), bytes("other", 9 << 20)).unwrap();
+        registry.replace_rootfs(&bytes("other", 9 << 20));
         let c = host(&place, "c");
         let refused = c.pull_mvm(&remote, &id("web"), None, &PullOptions::default(), &mut ());
         assert_error(refused, ErrorKind::Damaged, &["rootfs.ext4"]);
