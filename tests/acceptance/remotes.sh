@@ -29,7 +29,7 @@ start_server() { # not in a check: what it starts and sets is for all of them
   "actions": [ "Admin", "Read", "Write", "List", "Tagging" ] } ] }
 JSON
   mkdir "$data/data"
-  serve "$weed" mini -ip=127.0.0.1 -ip.bind=127.0.0.1 -dir="$data/data" -master.telemetry=false -admin.ui=false \
+  serve env TMPDIR="$data" "$weed" mini -ip=127.0.0.1 -ip.bind=127.0.0.1 -dir="$data/data" -master.telemetry=false -admin.ui=false \
     -s3.port="$server_port" -s3.port.iceberg=0 -s3.port.lance=0 -webdav=false -s3.config="$data/s3.json" -bucket=images \
     -master.port="${ports[2]}" -volume.port="${ports[3]}" -filer.port="${ports[4]}" -admin.port="${ports[5]}"
   serve python3 "$tools/wire.py" "$wire_port" "$server_port" "$work/counts"

@@ -19,11 +19,19 @@ pub const KEY: &str = "test-key";
 pub const SECRET: &str = "test-secret";
 pub const BUCKET: &str = "images";
 
-/// A running server; it ends with this process.
+/// A running server; it ends with this process, and so does all that it wrote.
 struct Server {
     port: u16,
-    _dir: tempfile::TempDir,
     _child: Child,
+    _sweeper: Child,
+}
+
+/// Removes a directory when this process has ended, however it does: then its end of the pipe is closed.
+fn swept_in_the_end(dir: &std::path::Path) -> Child {
+    let script = r#"cat; for _ in 1 2 3; do rm -rf "$0" && exit; sleep 1; done"#;
+    let mut sweeper = Command::new("setsid");
+    sweeper.args(["sh", "-c", script]).arg(dir).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    sweeper.spawn().expect("sh can be started")
 }
 
 /// A place of its own in the server's bucket.
@@ -87,8 +95,9 @@ fn start() -> Option<Server> {
         );
         return None;
     };
-    let dir = tempfile::tempdir().unwrap();
-    let config = dir.path().join("s3.json");
+    let dir = tempfile::tempdir().unwrap().keep();
+    let sweeper = swept_in_the_end(&dir);
+    let config = dir.join("s3.json");
     let identity = format!(
         r#"{{"identities":[{{"name":"t","credentials":[{{"accessKey":"{KEY}","secretKey":"{SECRET}"}}],"actions":["Admin","Read","Write","List","Tagging"]}}]}}"#
     );
@@ -101,16 +110,18 @@ fn start() -> Option<Server> {
         .arg("mini")
         .args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-s3.port.iceberg=0"])
         .args(["-s3.port.lance=0", "-admin.ui=false", "-webdav=false"])
-        .arg(format!("-dir={}", dir.path().join("data").display()))
+        .arg(format!("-dir={}", dir.join("data").display()))
         .arg(format!("-s3.port={port}"))
         .arg(format!("-s3.config={}", config.display()))
-        .arg(format!("-bucket={BUCKET}"));
+        .arg(format!("-bucket={BUCKET}"))
+        // Where its log goes.
+        .env("TMPDIR", &dir);
     // Each has another one 10,000 above.
     for name in ["master", "volume", "filer", "admin"] {
         command.arg(format!("-{name}.port={}", free_port_with_another()));
     }
-    std::fs::create_dir(dir.path().join("data")).unwrap();
-    let log = std::fs::File::create(dir.path().join("log")).unwrap();
+    std::fs::create_dir(dir.join("data")).unwrap();
+    let log = std::fs::File::create(dir.join("log")).unwrap();
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     let (started, child) = std::sync::mpsc::channel();
     // It dies with the thread that started it, which lives as long as this process.
@@ -120,7 +131,7 @@ fn start() -> Option<Server> {
             std::thread::park();
         }
     });
-    let server = Server { port, _dir: dir, _child: child.recv().unwrap() };
+    let server = Server { port, _child: child.recv().unwrap(), _sweeper: sweeper };
     let bucket = Bucket { endpoint: format!("http://127.0.0.1:{port}"), prefix: "ready".into() };
     until("the S3 server is ready", || {
         TcpStream::connect(("127.0.0.1", port)).ok()?;
