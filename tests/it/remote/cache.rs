@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use template_store::{
     Build, BuildOptions, FromRemote, Known, Match, PublishOptions, Remote, RemoteSettings, Resources, Store,
 };
@@ -126,6 +126,15 @@ fn a_template_with_other_resources_gets_its_own_configuration() {
     });
 }
 
+/// A place with a directory that is a remote, in which a test can change what it likes.
+fn with_hub() -> (Place, Utf8PathBuf, Remote) {
+    let place = Place::new();
+    let hub = place.join("hub");
+    fs::create_dir(&hub).unwrap();
+    let remote = Remote::open(&RemoteSettings::at(hub.as_str())).unwrap();
+    (place, hub, remote)
+}
+
 /// Takes the end from the largest file that a remote's directory has.
 fn damage_largest(hub: &Utf8Path) {
     let files = walkdir::WalkDir::new(hub.join("blobs")).into_iter().map(|entry| entry.unwrap().into_path());
@@ -137,10 +146,7 @@ fn damage_largest(hub: &Utf8Path) {
 /// What can't be fetched is built, and whoever waits is not told that the build failed.
 #[test]
 fn what_the_remote_can_not_give_is_built() {
-    let place = Place::new();
-    let hub = place.join("hub");
-    fs::create_dir(&hub).unwrap();
-    let remote = Remote::open(&RemoteSettings::at(hub.as_str())).unwrap();
+    let (place, hub, remote) = with_hub();
     build(&host(&place, "a"), &remote, "one");
     damage_largest(&hub);
 
@@ -165,10 +171,7 @@ fn what_the_remote_can_not_give_is_built() {
 #[test]
 fn a_build_takes_the_place_of_what_is_damaged_at_the_remote() {
     for label in ["one", "two"] {
-        let place = Place::new();
-        let hub = place.join("hub");
-        fs::create_dir(&hub).unwrap();
-        let remote = Remote::open(&RemoteSettings::at(hub.as_str())).unwrap();
+        let (place, hub, remote) = with_hub();
         build(&host(&place, "a"), &remote, "one");
         damage_largest(&hub);
 
@@ -188,10 +191,7 @@ fn a_build_takes_the_place_of_what_is_damaged_at_the_remote() {
 /// Of two builds of one key, damaged one after the other, the other host's is taken as long as one is whole.
 #[test]
 fn what_is_damaged_is_passed_over_for_what_is_whole() {
-    let place = Place::new();
-    let hub = place.join("hub");
-    fs::create_dir(&hub).unwrap();
-    let remote = Remote::open(&RemoteSettings::at(hub.as_str())).unwrap();
+    let (place, hub, remote) = with_hub();
     let options = PublishOptions::default();
     let again = |name: &str, label: &str| {
         let known = BuildOptions::default().known(Known::BuildAgain);
@@ -227,10 +227,7 @@ fn what_is_damaged_is_passed_over_for_what_is_whole() {
 /// A manifest that is gone leads nobody any more, once somebody has built it again.
 #[test]
 fn a_manifest_that_is_gone_is_replaced_by_the_next_build() {
-    let place = Place::new();
-    let hub = place.join("hub");
-    fs::create_dir(&hub).unwrap();
-    let remote = Remote::open(&RemoteSettings::at(hub.as_str())).unwrap();
+    let (place, hub, remote) = with_hub();
     build(&host(&place, "a"), &remote, "one");
     fs::remove_dir_all(hub.join("manifests")).unwrap();
     let (again, how) = build(&host(&place, "b"), &remote, "one");
@@ -241,10 +238,7 @@ fn a_manifest_that_is_gone_is_replaced_by_the_next_build() {
 /// Who learns of the damage only when it has built does the same.
 #[test]
 fn a_build_does_not_give_way_to_what_is_damaged() {
-    let place = Place::new();
-    let hub = place.join("hub");
-    fs::create_dir(&hub).unwrap();
-    let remote = Remote::open(&RemoteSettings::at(hub.as_str())).unwrap();
+    let (place, hub, remote) = with_hub();
     let b = host(&place, "b");
     let late = draft(&b, "web", &inputs("lock"));
     build(&host(&place, "a"), &remote, "one");
