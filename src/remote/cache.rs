@@ -79,17 +79,11 @@ impl Store {
         options: &PublishOptions,
         progress: &mut dyn Progress,
     ) -> Result<Option<Revision>> {
-        let (backend, mut damaged, mut last) = (&remote.backend, Vec::new(), None);
-        while let Some((lead, manifest)) = find(backend, inputs, matching, &mut damaged)? {
-            let template = template.unwrap_or(&lead.template);
-            let spec = manifest.template_as(template);
-            match publish(&self.core, backend, manifest, spec, options, progress) {
-                Err(error) if is_damaged(&error) => last = Some(error),
-                published => return Ok(Some(published?.revision)),
-            }
-            damaged.push(lead.manifest);
-        }
-        last.map_or(Ok(None), Err)
+        let take = |lead: Lead, manifest: Manifest| {
+            let spec = manifest.template_as(template.unwrap_or(&lead.template));
+            Ok(publish(&self.core, &remote.backend, manifest, spec, options, progress)?.revision)
+        };
+        first_intact(&remote.backend, (inputs, matching), &mut Vec::new(), take)
     }
 }
 
@@ -135,9 +129,10 @@ impl Draft {
             _ => return Ok(FromRemote::Nothing(self)),
         };
         let (backend, mut damaged) = (&remote.backend, Vec::new());
-        let fetched = self.first_intact(backend, (inputs, matching), options, &mut damaged, progress);
+        let take = |_, manifest| self.fetch(backend, manifest, inputs, matching, options, progress);
+        let fetched = first_intact(backend, (inputs, matching), &mut damaged, take);
         self.work.damaged_there = damaged;
-        match fetched {
+        match fetched.map(Option::flatten) {
             Ok(Some((revision, outcome))) => {
                 let published = give_way(self.work, revision, outcome)?;
                 Ok(FromRemote::Published(Box::new(published)))
@@ -149,26 +144,6 @@ impl Draft {
             }
             Err(error) => Ok(FromRemote::Failed(self, error)),
         }
-    }
-
-    /// The first revision that other hosts have, of which nothing is damaged; notes what is.
-    fn first_intact(
-        &self,
-        backend: &Backend,
-        (inputs, matching): (&BuildInputs, Match),
-        options: &PublishOptions,
-        damaged: &mut Vec<Digest>,
-        progress: &mut dyn Progress,
-    ) -> Result<Option<(Revision, Outcome)>> {
-        let mut last = None;
-        while let Some((lead, manifest)) = find(backend, inputs, matching, damaged)? {
-            match self.fetch(backend, manifest, inputs, matching, options, progress) {
-                Err(error) if is_damaged(&error) => last = Some(error),
-                fetched => return fetched,
-            }
-            damaged.push(lead.manifest);
-        }
-        last.map_or(Ok(None), Err)
     }
 
     /// The revision of the other host; `None` if it is no use here.
@@ -368,6 +343,25 @@ enum Offer {
 /// Whether something that a remote has is not what it should be.
 fn is_damaged(error: &Error) -> bool {
     matches!(error, Error::Remote(RemoteError::Damaged { .. }))
+}
+
+/// What becomes of the first revision that a remote has for these inputs and of which nothing is damaged; notes what is.
+fn first_intact<T>(
+    backend: &Backend,
+    (inputs, matching): (&BuildInputs, Match),
+    damaged: &mut Vec<Digest>,
+    mut take: impl FnMut(Lead, Manifest) -> Result<T>,
+) -> Result<Option<T>> {
+    let mut last = None;
+    while let Some((lead, manifest)) = find(backend, inputs, matching, damaged)? {
+        let digest = lead.manifest;
+        match take(lead, manifest) {
+            Err(error) if is_damaged(&error) => last = Some(error),
+            taken => return taken.map(Some),
+        }
+        damaged.push(digest);
+    }
+    last.map_or(Ok(None), Err)
 }
 
 /// What a remote has for these inputs: the first that was made from them by its own record, and of which nothing is known to

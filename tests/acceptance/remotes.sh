@@ -192,28 +192,30 @@ one_key() {
 }
 
 # In the middle of anything; then again to the end.
+soon_dead() { # HOST push|pull
+  local pid
+  # The program itself has to be the one that is killed.
+  (exec env AWS_ACCESS_KEY_ID="$key_id" AWS_SECRET_ACCESS_KEY="$secret" \
+    "$program" --store "$dir/stores/remotes-$1" --quiet "$2" killed >/dev/null 2>&1) &
+  pid=$!
+  sleep "0.0$((RANDOM % 90 + 10))"
+  kill -9 "$pid" 2>/dev/null || true
+  if ! wait "$pid" 2>/dev/null; then echo killed >>"$work/killed"; fi
+}
 killed_on_the_way() {
-  local round pid
+  local round
   host killed
   for ((round = 1; round <= rounds; round++)); do
     image "killed-$round"
     on killed --quiet publish killed "$ready" --revision "k$round"
     host puller
     for _ in 1 2 3; do
-      on killed --quiet push killed >/dev/null 2>&1 &
-      pid=$!
-      sleep "0.0$((RANDOM % 90 + 10))"
-      kill -9 "$pid" 2>/dev/null || true
-      wait "$pid" || true
+      soon_dead killed push
       proved killed
     done
     expect 0 "k$round" on killed push killed
     for _ in 1 2 3; do
-      on puller --quiet pull killed >/dev/null 2>&1 &
-      pid=$!
-      sleep "0.0$((RANDOM % 90 + 10))"
-      kill -9 "$pid" 2>/dev/null || true
-      wait "$pid" || true
+      soon_dead puller pull
       expect '0' '"clean": *true' on puller --json verify
     done
     expect 0 "k$round" on puller pull killed
@@ -222,6 +224,7 @@ killed_on_the_way() {
     leaves_nothing "$dir/stores/remotes-puller"
   done
   proved killed
+  [[ $(wc -l <"$work/killed") -ge $rounds ]] || die "only $(wc -l <"$work/killed") of $((rounds * 6)) met it at work"
 }
 
 memory() {

@@ -184,14 +184,19 @@ fn a_repair_fetches_what_nobody_here_has() {
     });
 }
 
+/// A store of which a file has rotted, and a remote that has its bytes.
+fn rotten(place: &Place) -> (Store, Arc<InMemory>) {
+    let (a, memory) = (host(place, "a"), Arc::new(InMemory::new()));
+    let revision = publish(place, &a, "one");
+    push(&a, &in_memory(memory.clone()), &revision).unwrap();
+    crate::support::flip(&revision.rootfs(), 6 << 20, true);
+    (a, memory)
+}
+
 #[test]
 fn a_repair_that_can_fetch_nothing_ahead_fetches_in_the_end() {
     let place = Place::new();
-    let (a, memory) = (host(&place, "a"), Arc::new(InMemory::new()));
-    let revision = publish(&place, &a, "one");
-    push(&a, &in_memory(memory.clone()), &revision).unwrap();
-    crate::support::flip(&revision.rootfs(), 6 << 20, true);
-    drop(revision);
+    let (a, memory) = rotten(&place);
     build(&a, "other", &inputs("a"), "a");
     let artifacts = a.layout().artifacts(&id("other"));
     fs::rename(&artifacts, place.join("away")).unwrap();
@@ -205,11 +210,7 @@ fn a_repair_that_can_fetch_nothing_ahead_fetches_in_the_end() {
 #[test]
 fn a_repair_that_fetches_keeps_nobody_from_the_store() {
     let place = Place::new();
-    let (a, memory) = (host(&place, "a"), Arc::new(InMemory::new()));
-    let revision = publish(&place, &a, "one");
-    push(&a, &in_memory(memory.clone()), &revision).unwrap();
-    crate::support::flip(&revision.rootfs(), 6 << 20, true);
-    drop(revision);
+    let (a, memory) = rotten(&place);
     let (root, came) = (a.layout().root().to_owned(), Arc::new(AtomicUsize::new(0)));
     let count = came.clone();
     let others = Faulty::while_reading(memory, move |path| {
