@@ -8,6 +8,7 @@ use camino::Utf8Path;
 use rustix::fs::{FallocateFlags, OFlags};
 
 use super::ioctl::{hold_alone, let_in};
+use super::lock::{BackOff, FORK_TIME};
 use super::read::{self, FileId};
 use super::seal::looks_sealed;
 use super::{Disk, Op, Result, reach};
@@ -155,7 +156,7 @@ impl Disk {
         let mut punched = Punched::Replaced;
         if FileId::of(&opened.metadata().at("read", path)?) == id {
             self.chmod_file(&opened, path, SEALED_MODE)?;
-            let alone = hold_alone(&opened).unwrap_or(false);
+            let alone = alone_at_last(&opened);
             let made = if alone { self.punch_alone(&opened, path, runs) } else { Ok(Punched::No) };
             if alone {
                 let_in(&opened).at("let others open", path)?;
@@ -167,6 +168,17 @@ impl Disk {
         match FileId::of(&file.metadata().at("read", path)?) == id {
             true => Ok((file, punched)),
             false => Ok((file, Punched::Replaced)),
+        }
+    }
+}
+
+/// Keeps everybody else from opening a file, as soon as those are gone who have it for no longer than a fork takes.
+fn alone_at_last(file: &File) -> bool {
+    let mut pauses = BackOff::new(Some(FORK_TIME));
+    loop {
+        match hold_alone(file) {
+            Ok(false) if pauses.pause() => {}
+            held => return held.unwrap_or(false),
         }
     }
 }
@@ -248,6 +260,21 @@ mod tests {
         assert_eq!((punched, file.metadata().unwrap().mode() & 0o777), (Punched::Sealed, 0o444));
         assert!(looks_sealed(&file.metadata().unwrap(), 1 << 20));
         assert!(file.metadata().unwrap().blocks() < 16);
+    }
+
+    #[test]
+    fn who_has_a_file_open_for_a_moment_only_is_waited_for() {
+        let disk = Disk::new(None, Durability::None);
+        let (_dir, path) = dense(1 << 20);
+        let reader = File::open(&path).unwrap();
+        let (_, punched) = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                drop(reader);
+            });
+            disk.punch_in_place(File::open(&path).unwrap(), &path, &[0..1 << 20]).unwrap()
+        });
+        assert_eq!(punched, Punched::Sealed);
     }
 
     #[test]

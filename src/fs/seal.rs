@@ -19,6 +19,9 @@ use crate::id::Digest;
 /// Bytes from which on a file is synced while it is hashed.
 const WORTH_A_THREAD: u64 = 1024 * 1024;
 
+/// Bytes from which on a copy costs more than to wait until a process that is being started has closed the file.
+const WORTH_A_PAUSE: u64 = 64 * 1024;
+
 /// A file after it was sealed: read-only, hashed and durable under whatever name it has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SealedFile {
@@ -156,7 +159,9 @@ impl Disk {
         }
         // First the mode, so that no new writer comes; then the question whether one is left.
         self.chmod_file(file, path, SEALED_MODE)?;
-        Ok(match writer_of(file) {
+        // A small file is copied sooner than a process is started.
+        let writer = if metadata.len() < WORTH_A_PAUSE { writer_of(file) } else { lasting_writer(file) };
+        Ok(match writer {
             Writer::None => None,
             Writer::Some => Some(Unfit::Written),
             Writer::Unknown => Some(Unfit::Unknown),
