@@ -4,7 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::core::Core;
 use crate::error::{Error, Result};
-use crate::format::{Action, Activation, ActivationLog};
+use crate::format::{Action, Activation, ActivationLog, LogEnd};
 use crate::fs::handle::Handle;
 use crate::fs::read::{self, Place};
 use crate::id::{RevisionId, TemplateId};
@@ -62,6 +62,19 @@ pub(crate) fn log(core: &Core, id: &TemplateId, current: &Current) -> Result<Act
     Ok(ActivationLog::parse(&bytes, current.text()))
 }
 
+/// Bytes at the end of a log in which the line that names `current` mostly is: hundreds of lines.
+const TAIL: u64 = 64 * 1024;
+
+/// Where the log ends, and how many bytes it has; `None` when there is none.
+fn end_of_log(core: &Core, id: &TemplateId, current: &Current) -> Result<Option<(LogEnd, u64)>> {
+    let Some((before, bytes)) = read::tail_if_there(&core.layout.activations(id), TAIL)? else { return Ok(None) };
+    let end = match LogEnd::in_tail(before, &bytes, current.text()) {
+        Some(end) => end,
+        None => log(core, id, current)?.into(),
+    };
+    Ok(Some((end, before + bytes.len() as u64)))
+}
+
 /// Refuses when `current` is not what the caller expects.
 ///
 /// It counts only under the template's lock; before, it spares work that would be thrown away.
@@ -108,7 +121,7 @@ pub(crate) fn respell(core: &Core, lock: &TemplateLock, revision: &RevisionId) -
     }
     let now = Current::Revision(revision.clone());
     // After a crash, the line may be there already.
-    if log(core, id, &now)?.entries.last().is_none_or(|last| last.revision != *revision) {
+    if end_of_log(core, id, &now)?.and_then(|(end, _)| end.last).as_ref() != Some(revision) {
         append(core, id, &now, &Activation::new(revision.clone(), core.now(), Action::Other))?;
     }
     mark(core, id)?;
@@ -164,18 +177,22 @@ pub(crate) fn ensure_alias(core: &Core, id: &TemplateId) -> Result<()> {
 /// Adds a line, after what a crash left behind is cut.
 fn append(core: &Core, id: &TemplateId, before: &Current, line: &Activation) -> Result<()> {
     let path = core.layout.activations(id);
-    let kept = log(core, id, before)?;
-    match read::metadata_if_there(&path)? {
-        None => core.disk.write_new(&path, b"")?,
-        Some(metadata) if metadata.len() > kept.len => core.disk.truncate(&path, kept.len)?,
-        Some(_) => {}
-    }
+    let last = match end_of_log(core, id, before)? {
+        None => {
+            core.disk.write_new(&path, b"")?;
+            None
+        }
+        Some((end, size)) => {
+            if size > end.len {
+                core.disk.truncate(&path, end.len)?;
+            }
+            end.last
+        }
+    };
     // Where the log was lost, or somebody else moved `current`, what it was is noted for a rollback.
     let mut lines = Vec::new();
-    if let Some(unlogged) = before
-        .revision()
-        .filter(|&before| *before != line.revision)
-        .filter(|&before| kept.entries.last().is_none_or(|last| last.revision != *before))
+    if let Some(unlogged) =
+        before.revision().filter(|&before| *before != line.revision).filter(|&before| last.as_ref() != Some(before))
     {
         lines = Activation::new(unlogged.clone(), line.at, Action::Other).to_line();
     }

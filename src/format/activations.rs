@@ -51,6 +51,34 @@ impl Activation {
     }
 }
 
+/// Where the part of a log that counts ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LogEnd {
+    /// What follows these bytes is to be cut before a line is added.
+    pub len: u64,
+    /// Who the last line that counts names.
+    pub last: Option<RevisionId>,
+}
+
+impl LogEnd {
+    /// Finds the end in the last bytes of a log, if the line that names `current` is among them; `before` is how many
+    /// bytes come before these.
+    pub fn in_tail(before: u64, bytes: &[u8], current: Option<&str>) -> Option<LogEnd> {
+        // The first line of a tail may have begun before it.
+        let start = if before == 0 { 0 } else { bytes.iter().position(|&byte| byte == b'\n')? + 1 };
+        let log = ActivationLog::parse(&bytes[start..], current);
+        let last = log.entries.last().map(|entry| entry.revision.clone());
+        let names_current = current.is_some() && last.as_ref().map(RevisionId::as_str) == current;
+        names_current.then(|| LogEnd { len: before + start as u64 + log.len, last })
+    }
+}
+
+impl From<ActivationLog> for LogEnd {
+    fn from(mut log: ActivationLog) -> LogEnd {
+        LogEnd { len: log.len, last: log.entries.pop().map(|entry| entry.revision) }
+    }
+}
+
 /// The part of a log that counts.
 ///
 /// A line is written before `current` is swapped. So the last line that names `current` is the last that
@@ -177,6 +205,24 @@ mod tests {
         log[line + 3] ^= 0x80;
         let read = ActivationLog::parse(&log, Some("c"));
         assert_eq!((read.entries.len(), read.len), (2, log.len() as u64));
+    }
+
+    #[test]
+    fn the_end_is_the_same_in_every_tail_that_has_it() {
+        let mut log = bytes(&[("a", Publish), ("b", Publish), ("a", Rollback), ("c", Publish), ("b", Activate)]);
+        let third = log.split_inclusive(|&byte| byte == b'\n').take(3).map(<[u8]>::len).sum::<usize>();
+        log.truncate(log.len() - 3);
+        for current in [Some("a"), Some("b"), Some("c"), Some("z"), None] {
+            let whole = LogEnd::from(ActivationLog::parse(&log, current));
+            for before in 0..log.len() {
+                if let Some(end) = LogEnd::in_tail(before as u64, &log[before..], current) {
+                    assert_eq!(end, whole, "{current:?}, after {before} bytes");
+                }
+            }
+        }
+        let found = |current, before: usize| LogEnd::in_tail(before as u64, &log[before..], Some(current)).is_some();
+        assert!(found("c", third - 1) && !found("c", third), "a whole line is needed, and what ends the one before");
+        assert!(!found("z", 0));
     }
 
     #[test]

@@ -23,8 +23,8 @@ mod vm_config;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use activations::ActivationLog;
 pub use activations::{Action, Activation};
+pub(crate) use activations::{ActivationLog, LogEnd};
 pub use attempt::Attempt;
 pub(crate) use attempt::Outcome;
 pub(crate) use catalog::{CatalogLine, CatalogWriter, from_bytes as catalog_from_bytes};

@@ -77,6 +77,13 @@ pub(crate) fn piece(file: &File, path: &Utf8Path, at: u64, len: usize) -> Result
     Ok(bytes)
 }
 
+/// The last bytes of a file, at most so many, with the number of those before them.
+pub(crate) fn tail_if_there(path: &Utf8Path, most: u64) -> Result<Option<(u64, Vec<u8>)>> {
+    let Some((file, metadata)) = if_there(open_with_metadata(path))? else { return Ok(None) };
+    let before = metadata.len().saturating_sub(most);
+    Ok(Some((before, piece(&file, path, before, (metadata.len() - before) as usize)?)))
+}
+
 /// The bytes of a small file of the store.
 pub(crate) fn bytes(path: &Utf8Path) -> Result<Vec<u8>> {
     bytes_up_to(path, LARGEST_DOCUMENT)

@@ -142,6 +142,21 @@ fn a_line_whose_activation_did_not_happen_counts_for_nothing() {
     assert_eq!(store.rollback(&id("web")).unwrap().id(), &ids[1], "nor gone back to");
 }
 
+/// More than an activation reads of the end of a log at first.
+#[test]
+fn the_line_that_counts_is_found_however_much_follows_it() {
+    let place = Place::new();
+    let store = place.store();
+    let ids = publish(&store, &["a", "b"]);
+    let whole = fs::read(log_path(&store)).unwrap();
+    let of_first = &whole[..whole.len() / 2];
+    fs::write(log_path(&store), [&whole[..], &of_first.repeat(1000)].concat()).unwrap();
+    store.activate(&id("web"), &ids[0], Expect::Any).unwrap();
+    use Action::{Activate, Publish};
+    assert_eq!(log(&store), [(0, Publish), (1, Publish), (0, Activate)].map(|(n, action)| (ids[n].clone(), action)));
+    assert_eq!(fs::read(log_path(&store)).unwrap().iter().filter(|&&byte| byte == b'\n').count(), 3);
+}
+
 #[test]
 fn a_log_that_is_lost_is_begun_anew() {
     let place = Place::new();

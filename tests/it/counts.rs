@@ -219,6 +219,34 @@ fn an_activation_waits_three_times() {
 }
 
 #[test]
+fn an_activation_reads_as_little_of_a_long_history_as_of_a_short_one() {
+    let world = World::with_template("web");
+    let (first, _) = publish(&world.store, "web", "lock", Known::Reuse, 1);
+    let (second, _) = publish(&world.store, "web", "other", Known::Reuse, 2);
+    let activate = |revision| {
+        let before = bytes_read();
+        world.store.activate(&id("web"), revision, Expect::Any).unwrap();
+        bytes_read() - before
+    };
+    let short = activate(first.id());
+    let path = world.store.layout().activations(&id("web"));
+    let lines = fs::read(&path).unwrap();
+    fs::write(&path, lines.repeat(10_000)).unwrap();
+    let long = activate(second.id());
+    if long == 0 {
+        return say("bytes that are read were not counted: this kernel does not tell");
+    }
+    assert!(long <= short + (64 << 10), "{long} bytes where {short} were read before");
+    assert_eq!(world.store.history(&id("web")).unwrap().len(), 30_001);
+}
+
+/// What this thread has read by now (proc(5), `/proc/[pid]/io`); 0 where the kernel does not count it.
+fn bytes_read() -> u64 {
+    let counts = fs::read_to_string("/proc/thread-self/io").unwrap_or_default();
+    counts.lines().find_map(|line| line.strip_prefix("rchar: ")).map_or(0, |count| count.parse().unwrap())
+}
+
+#[test]
 fn an_instance_waits_six_times() {
     let world = World::with_template("web");
     let (revision, _) = publish(&world.store, "web", "lock", Known::Reuse, 1);

@@ -192,5 +192,5 @@ fn the_program_publishes_three_files_with_few_calls() {
     let files = program.root.join("files");
     let published = program.run(&["publish", "web", files.as_str()]);
     assert_eq!(published.syncs, PUBLISH_SYNCS);
-    published.check(52, 28);
+    published.check(53, 27);
 }
