@@ -266,13 +266,13 @@ mod tests {
     fn who_has_a_file_open_for_a_moment_only_is_waited_for() {
         let disk = Disk::new(None, Durability::None);
         let (_dir, path) = dense(1 << 20);
-        let reader = File::open(&path).unwrap();
+        let (whole, reader) = (0..1 << 20, File::open(&path).unwrap());
         let (_, punched) = std::thread::scope(|scope| {
             scope.spawn(move || {
                 std::thread::sleep(std::time::Duration::from_millis(50));
                 drop(reader);
             });
-            disk.punch_in_place(File::open(&path).unwrap(), &path, &[0..1 << 20]).unwrap()
+            disk.punch_in_place(File::open(&path).unwrap(), &path, &[whole]).unwrap()
         });
         assert_eq!(punched, Punched::Sealed);
     }
