@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::core::Core;
 use crate::error::Result;
-use crate::fs::read;
 use crate::gc::{Bound, Footprint, Inventory, RevisionState, SharedKind, TemplateState, alone, held, scan};
 use crate::id::{RevisionId, TemplateId};
 use crate::store::Store;
@@ -98,24 +96,18 @@ impl Store {
         let places: Vec<(usize, usize)> = inventory.places().collect();
         let apparent = meter.measure(&mut inventory, &places)?;
         let templates = templates(&inventory, &apparent);
-        let on_disk = size(&self.core)?;
         let all = union(inventory.templates.iter().flat_map(|template| &template.revisions).map(|one| &one.footprint));
+        let (revisions, own) = (files(&inventory, &all), meter.rest(&inventory)?);
         Ok(Usage {
             apparent: apparent.iter().copied().fold(0, u64::saturating_add),
-            on_disk,
-            own: on_disk.saturating_sub(files(&inventory, &all)),
+            on_disk: revisions + own,
+            own,
             disk_total: inventory.disk.total,
             disk_available: inventory.disk.available,
             bound: inventory.bound,
             templates,
         })
     }
-}
-
-/// What the whole store takes.
-pub(crate) fn size(core: &Core) -> Result<u64> {
-    let trees = [core.layout.templates(), core.layout.private()];
-    Ok(read::trees_size(&trees, read::inode_size(core.layout.root())?)?)
 }
 
 fn templates(inventory: &Inventory, apparent: &[u64]) -> Vec<TemplateUsage> {

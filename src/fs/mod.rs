@@ -20,6 +20,7 @@ pub(crate) mod read;
 pub(crate) mod receive;
 pub(crate) mod remove;
 pub(crate) mod seal;
+pub(crate) mod size;
 mod target;
 pub(crate) mod walk;
 pub(crate) mod writer;

@@ -1,16 +1,13 @@
 //! Reads. Nothing here changes the disk.
 
-use std::collections::HashSet;
 use std::fs;
 pub(crate) use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use rayon::prelude::*;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -37,6 +34,10 @@ impl FileId {
 
     pub fn of(metadata: &Metadata) -> FileId {
         FileId { device: metadata.dev(), inode: metadata.ino() }
+    }
+
+    pub(super) fn of_stat(stat: &rustix::fs::Stat) -> FileId {
+        FileId { device: stat.st_dev, inode: stat.st_ino }
     }
 
     /// Its number on its file system.
@@ -215,14 +216,6 @@ pub(crate) fn metadata_if_there(path: &Utf8Path) -> Result<Option<Metadata>> {
     if_there(metadata(path))
 }
 
-/// As [`metadata_if_there`], in a tree that a builder made: what lies deeper than a path can say is left out.
-pub(crate) fn metadata_in_tree(path: &Utf8Path) -> Result<Option<Metadata>> {
-    match metadata_if_there(path) {
-        Err(error) if error.errno() == Some(libc::ENAMETOOLONG) => Ok(None),
-        found => found,
-    }
-}
-
 pub(crate) fn exists(path: &Utf8Path) -> Result<bool> {
     Ok(metadata_if_there(path)?.is_some())
 }
@@ -230,40 +223,6 @@ pub(crate) fn exists(path: &Utf8Path) -> Result<bool> {
 /// What a file or directory takes on its file system (`st_blocks`, stat(2)), in bytes.
 pub(crate) fn bytes_on_disk(metadata: &Metadata) -> u64 {
     metadata.blocks() * 512
-}
-
-/// What directories and all below them take on the disk, in bytes; each inode counts once, and takes `inode` more.
-pub(crate) fn trees_size(dirs: &[Utf8PathBuf], inode: u64) -> Result<u64> {
-    let seen = Mutex::default();
-    let mut bytes = 0;
-    let mut left = dirs.to_vec();
-    // Threads share out what is so far down.
-    for _ in 0..3 {
-        let mut below = Vec::new();
-        for path in left {
-            bytes += size_of(&path, inode, &seen, &mut below)?;
-        }
-        left = below;
-    }
-    let trees = left.into_par_iter().map(|path| {
-        let (mut bytes, mut left) = (0, vec![path]);
-        while let Some(path) = left.pop() {
-            bytes += size_of(&path, inode, &seen, &mut left)?;
-        }
-        Ok(bytes)
-    });
-    Ok(bytes + trees.sum::<Result<u64>>()?)
-}
-
-/// What one file or directory takes, unless its inode was seen; what is in a directory goes to `below`.
-fn size_of(path: &Utf8Path, inode: u64, seen: &Mutex<HashSet<FileId>>, below: &mut Vec<Utf8PathBuf>) -> Result<u64> {
-    let Some(metadata) = metadata_in_tree(path)? else { return Ok(0) };
-    if metadata.is_dir() {
-        below.extend(names(path)?.into_iter().map(|name| path.join(name)));
-    }
-    let is_new = || seen.lock().unwrap_or_else(PoisonError::into_inner).insert(FileId::of(&metadata));
-    let counts = metadata.is_dir() || metadata.nlink() == 1 || is_new();
-    Ok(if counts { bytes_on_disk(&metadata) + inode } else { 0 })
 }
 
 pub(super) fn if_there<T>(read: Result<T>) -> Result<Option<T>> {

@@ -1,9 +1,8 @@
 //! What revisions take on the disk, and what of it they share.
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use rayon::prelude::*;
 
 use super::inventory::{Bound, Footprint, Inventory, Shard, Shared, SharedKind};
@@ -11,6 +10,7 @@ use crate::core::Core;
 use crate::error::{PathError, Result};
 use crate::format::OBJECT_MIN_SIZE;
 use crate::fs::read::{self, FileId, Metadata, Sharing};
+use crate::fs::size::{self, Counted, Found};
 use crate::id::CacheKey;
 
 /// Measures trees, and remembers what was seen of what they share.
@@ -28,6 +28,15 @@ pub(crate) struct Meter<'a> {
     key_counts: HashMap<CacheKey, u32>,
     files: HashMap<FileId, usize>,
     keys: HashMap<CacheKey, Option<usize>>,
+}
+
+/// What the whole store takes.
+pub(crate) fn whole(core: &Core) -> Result<u64> {
+    Ok(size::of_trees(&trees(core), read::inode_size(core.layout.root())?, Counted::default())?)
+}
+
+fn trees(core: &Core) -> [Utf8PathBuf; 2] {
+    [core.layout.templates(), core.layout.private()]
 }
 
 /// What a walk saw.
@@ -63,6 +72,13 @@ impl<'a> Meter<'a> {
         self.objects.extend(objects.map(|inode| (inode, at)));
         inventory.shards.push(Shard { bytes, entries: (self.objects.len() - before) as u32 });
         at
+    }
+
+    /// What the whole store takes beside these revisions, all of which were measured, and what they share.
+    pub fn rest(self, inventory: &Inventory) -> Result<u64> {
+        let dirs = inventory.templates.iter().flat_map(|template| &template.revisions).map(|one| one.inode).collect();
+        let files = self.files.into_keys().collect();
+        Ok(size::of_trees(&trees(self.core), self.inode, Counted { dirs, files })?)
     }
 
     /// What a file or directory takes.
@@ -137,29 +153,23 @@ impl<'a> Meter<'a> {
     /// Adds up a tree; nothing if it is gone.
     fn walk(&self, path: &Utf8Path) -> Result<Seen, PathError> {
         let mut seen = Seen::default();
-        let mut left = vec![path.to_owned()];
-        while let Some(path) = left.pop() {
-            let Some(metadata) = read::metadata_in_tree(&path)? else { continue };
-            if metadata.is_dir() {
-                seen.own += self.bytes(&metadata);
-                left.extend(read::list(&path)?.into_iter().map(|entry| path.join(entry.name)));
-            } else {
-                self.file(&path, &metadata, &mut seen);
-            }
-        }
+        size::each(path, |path, found| match found.is_dir {
+            true => seen.own += found.on_disk + self.inode,
+            false => self.file(path, found, &mut seen),
+        })?;
         Ok(seen)
     }
 
-    fn file(&self, path: &Utf8Path, metadata: &Metadata, seen: &mut Seen) {
-        seen.apparent = seen.apparent.saturating_add(metadata.len());
-        if self.sharing == Sharing::Possible && metadata.is_file() && metadata.len() >= OBJECT_MIN_SIZE && !seen.clones
-        {
+    fn file(&self, path: &Utf8Path, found: &Found, seen: &mut Seen) {
+        seen.apparent = seen.apparent.saturating_add(found.size);
+        if self.sharing == Sharing::Possible && found.is_file && found.size >= OBJECT_MIN_SIZE && !seen.clones {
             // What can't be asked may be shared.
             seen.clones = read::has_shared_extents(path).unwrap_or(true);
         }
-        match metadata.nlink() as u32 {
-            1 => seen.own += self.bytes(metadata),
-            names => seen.shared.push((FileId::of(metadata), self.bytes(metadata), names)),
+        let bytes = found.on_disk + self.inode;
+        match found.names {
+            1 => seen.own += bytes,
+            names => seen.shared.push((found.id, bytes, names)),
         }
     }
 }

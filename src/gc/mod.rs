@@ -37,7 +37,6 @@ use crate::fs::read;
 use crate::id::{RevisionId, TemplateId};
 use crate::progress::Progress;
 use crate::store::Store;
-use crate::usage;
 
 impl Store {
     /// What `.store/config.toml` says of collections; the defaults where it says nothing.
@@ -188,7 +187,7 @@ impl Store {
 fn planned(core: &Core, policy: &Policy) -> Result<(Inventory, GcPlan)> {
     let (mut inventory, mut meter) = scan(core)?;
     if policy.max_size.is_some() {
-        inventory.disk.store = usage::size(core)?;
+        inventory.disk.store = measure::whole(core)?;
     }
     let now = core.now();
     let mut places = plan::candidates(&inventory, policy, now);

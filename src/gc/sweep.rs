@@ -1,7 +1,6 @@
 //! Removing what dead processes left behind: each thing is asked about again before it goes.
 
 use std::collections::HashSet;
-use std::os::unix::fs::MetadataExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::de::IgnoredAny;
@@ -14,8 +13,9 @@ use crate::core::Core;
 use crate::error::Result;
 use crate::format::RevisionSummary;
 use crate::fs::process;
-use crate::fs::read::{self, FileId};
+use crate::fs::read;
 use crate::fs::remove::Removed;
+use crate::fs::size;
 use crate::id::{PinName, TemplateId};
 use crate::instance;
 use crate::keys;
@@ -192,16 +192,11 @@ fn heirs(core: &Core, dir: &Utf8Path) -> Result<Heirs> {
 
 /// Remembers the files of a tree that have one other name: it may be an object's.
 fn note_objects(dir: &Utf8Path, orphans: &mut HashSet<u64>) -> Result<()> {
-    let mut left = vec![dir.to_owned()];
-    while let Some(path) = left.pop() {
-        let Some(metadata) = read::metadata_in_tree(&path)? else { continue };
-        if metadata.is_dir() {
-            left.extend(read::names(&path)?.into_iter().map(|name| path.join(name)));
-        } else if metadata.nlink() > 1 {
-            orphans.insert(FileId::of(&metadata).inode());
+    Ok(size::each(dir, |_, found| {
+        if !found.is_dir && found.names > 1 {
+            orphans.insert(found.id.inode());
         }
-    }
-    Ok(())
+    })?)
 }
 
 /// Removes those objects that nobody has any more.
