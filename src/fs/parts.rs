@@ -18,7 +18,7 @@ use camino::Utf8Path;
 
 use super::Result;
 use super::copy::{Advance, Extent, for_each_extent, read_full};
-use super::holes::PAGE;
+use super::holes::{PAGE, RUN};
 use crate::error::At;
 use crate::id::Digest;
 
@@ -33,6 +33,9 @@ const MOST_HELPERS: usize = 16;
 
 /// Bytes that are read and hashed at a time: what a core has just read is still in its cache then.
 const PIECE: usize = 128 * 1024;
+
+/// Bytes from which on it costs less to ask where the holes are than to read zeros.
+const WORTH_A_QUESTION: u64 = RUN;
 
 /// How many bytes are seen at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,7 +188,7 @@ impl<T: Default, L: Fn(&mut T, &[u8], u64) -> Result<()>, F: FnMut(T)> Work<'_, 
         let start = number * PART as u64;
         let range = start..self.size.min(start + PART as u64);
         let (mut hasher, mut made) = (PartHasher::new(self.hashed, start), T::default());
-        for_each_extent((self.source.file, self.source.path), range, |extent| match extent {
+        self.for_each_extent(range, |extent| match extent {
             Extent::Hole { len } => {
                 hasher.zeros(len);
                 Ok(())
@@ -206,6 +209,13 @@ impl<T: Default, L: Fn(&mut T, &[u8], u64) -> Result<()>, F: FnMut(T)> Work<'_, 
         })?;
         (self.source.advance)(self.size.min(start + PART as u64) - start);
         Ok((hasher.finish(self.parts() == 1), made))
+    }
+
+    fn for_each_extent(&self, range: Range<u64>, mut each: impl FnMut(Extent) -> Result<()>) -> Result<()> {
+        match self.size < WORTH_A_QUESTION {
+            true => each(Extent::Data { start: range.start, len: range.end - range.start }),
+            false => for_each_extent((self.source.file, self.source.path), range, each),
+        }
     }
 
     fn read(&self, hasher: &mut PartHasher, bytes: &mut [u8], start: u64) -> Result<()> {

@@ -2,15 +2,15 @@
 //!
 //! Each directory is opened over real directories only, and what is in it is looked at through what was opened.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{File, FileType, Metadata};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, Dir, DirEntry, OFlags};
 use walkdir::WalkDir;
 
 use super::{Disk, Result, lossy, reach};
@@ -33,13 +33,13 @@ pub(crate) struct Entry {
 /// A name that is not UTF-8 is one.
 pub(crate) fn walk(dir: &Utf8Path) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
-    below(dir, |found| {
+    below::<Metadata>(dir, |found| {
         let relative = Utf8PathBuf::from_path_buf(found.relative).map_err(|relative| PathError {
             doing: "use",
             path: lossy(&dir.as_std_path().join(relative)),
             source: io::Error::new(io::ErrorKind::InvalidFilename, "its name is not UTF-8; rename it"),
         })?;
-        let (path, metadata) = (dir.join(&relative), found.metadata);
+        let (path, metadata) = (dir.join(&relative), found.seen);
         entries.push(Entry { relative, path, kind: metadata.file_type(), metadata });
         Ok(())
     })?;
@@ -51,8 +51,8 @@ pub(crate) fn walk(dir: &Utf8Path) -> Result<Vec<Entry>> {
 /// A name that is not UTF-8 is shown as well as it can be.
 pub(crate) fn files_below(dir: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
     let mut files = Vec::new();
-    below(dir, |found| {
-        if !found.metadata.is_dir() {
+    below::<Kind>(dir, |found| {
+        if !found.seen.is_dir() {
             files.push(lossy(&found.relative));
         }
         Ok(())
@@ -74,18 +74,55 @@ pub(crate) fn sources(dir: &Utf8Path) -> Result<Vec<Entry>> {
     walker.into_iter().map(entry).collect()
 }
 
-struct Found {
+/// What a walk wants to know of a name in a directory.
+trait Look: Sized {
+    fn at(dir: BorrowedFd<'_>, entry: &DirEntry) -> io::Result<Self>;
+
+    fn is_dir(&self) -> bool;
+}
+
+impl Look for Metadata {
+    fn at(dir: BorrowedFd<'_>, entry: &DirEntry) -> io::Result<Metadata> {
+        reach::open_from(dir, Path::new(name_of(entry)), OFlags::PATH, 0)?.metadata()
+    }
+
+    fn is_dir(&self) -> bool {
+        Metadata::is_dir(self)
+    }
+}
+
+/// What kind a file is, which most file systems say with its name.
+struct Kind(rustix::fs::FileType);
+
+impl Look for Kind {
+    fn at(dir: BorrowedFd<'_>, entry: &DirEntry) -> io::Result<Kind> {
+        let kind = match entry.file_type() {
+            rustix::fs::FileType::Unknown => {
+                let found = rustix::fs::statat(dir, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)?;
+                rustix::fs::FileType::from_raw_mode(found.st_mode)
+            }
+            kind => kind,
+        };
+        Ok(Kind(kind))
+    }
+
+    fn is_dir(&self) -> bool {
+        self.0.is_dir()
+    }
+}
+
+struct Found<L> {
     relative: PathBuf,
-    metadata: Metadata,
+    seen: L,
 }
 
 /// Calls with all that is below a directory, in order.
-fn below(dir: &Utf8Path, mut each: impl FnMut(Found) -> Result<()>) -> Result<()> {
+fn below<L: Look>(dir: &Utf8Path, mut each: impl FnMut(Found<L>) -> Result<()>) -> Result<()> {
     let top = dir.as_std_path();
     let opened = reach::open(top, reach::DIRECTORY, 0).at("list", dir)?;
-    let mut left = entries(opened, Path::new("")).at("list", dir)?;
+    let mut left = entries::<L>(opened, Path::new("")).at("list", dir)?;
     while let Some(found) = left.pop() {
-        let inner = found.metadata.is_dir().then(|| found.relative.clone());
+        let inner = found.seen.is_dir().then(|| found.relative.clone());
         each(found)?;
         if let Some(relative) = inner {
             let path = top.join(&relative);
@@ -97,25 +134,21 @@ fn below(dir: &Utf8Path, mut each: impl FnMut(Found) -> Result<()>) -> Result<()
 }
 
 /// What is in an open directory, the last first.
-fn entries(dir: File, relative: &Path) -> io::Result<Vec<Found>> {
+fn entries<L: Look>(dir: File, relative: &Path) -> io::Result<Vec<Found<L>>> {
     let mut found = Vec::new();
-    for name in names(&dir)? {
-        let metadata = reach::open_from(dir.as_fd(), Path::new(&name), OFlags::PATH, 0)?.metadata()?;
-        found.push(Found { relative: relative.join(name), metadata });
+    let mut dir = Dir::new(dir)?;
+    while let Some(entry) = dir.read() {
+        let entry = entry?;
+        if !is_dots(name_of(&entry)) {
+            found.push(Found { relative: relative.join(name_of(&entry)), seen: L::at(dir.fd()?, &entry)? });
+        }
     }
     found.sort_unstable_by(|a, b| b.relative.file_name().cmp(&a.relative.file_name()));
     Ok(found)
 }
 
-fn names(dir: &File) -> io::Result<Vec<OsString>> {
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(dir)? {
-        let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
-        if !is_dots(&name) {
-            names.push(name);
-        }
-    }
-    Ok(names)
+fn name_of(entry: &DirEntry) -> &OsStr {
+    OsStr::from_bytes(entry.file_name().to_bytes())
 }
 
 /// Whether a name in a directory is one of the two that every directory has.
@@ -131,8 +164,8 @@ impl Disk {
             let metadata = reach::metadata(&dir).at("read", &lossy(&dir))?;
             self.open_up(&dir, &metadata)?;
             let opened = reach::open(&dir, reach::DIRECTORY, 0).at("list", &lossy(&dir))?;
-            let inner = entries(opened, &dir).at("list", &lossy(&dir))?;
-            left.extend(inner.into_iter().filter(|found| found.metadata.is_dir()).map(|found| found.relative));
+            let inner = entries::<Kind>(opened, &dir).at("list", &lossy(&dir))?;
+            left.extend(inner.into_iter().filter(|found| found.seen.is_dir()).map(|found| found.relative));
         }
         Ok(())
     }
