@@ -4,7 +4,6 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use rayon::prelude::*;
 
 use crate::core::Core;
 use crate::draft::Draft;
@@ -115,7 +114,7 @@ fn copied(
             let (blake3, size) = linked.map_or_else(|| core.disk.copy_sealed(source, &to, advance), Ok)?;
             Ok((path.clone(), Imported { content: Content { path: path.clone(), size, blake3 }, is_object }))
         };
-        survey.files.par_iter().map(import).collect::<Result<_>>()
+        survey.each_file(survey.is_worth_threads(&core.disk), import)
     })?;
     work.imported = contents;
     heal_what_is_there(&mut work, dir, options)?;

@@ -23,6 +23,8 @@ use crate::work::{Imported, Work};
 /// What a revision lists must be readable again; see [`MOST_PARTS`](crate::format::MOST_PARTS).
 const MOST_FILES: usize = 100_000;
 
+const WORTH_THREADS: u64 = 1024 * 1024;
+
 /// What a draft holds: regular files in directories, with all artifacts that a revision needs.
 #[derive(Debug)]
 pub(crate) struct Survey {
@@ -88,6 +90,23 @@ impl Survey {
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|(_, entry)| entry.metadata.len()).fold(0, u64::saturating_add)
     }
+
+    /// Whether to do all files takes longer than to call other threads: they read, or wait for the disk at once.
+    pub fn is_worth_threads(&self, disk: &Disk) -> bool {
+        disk.waits() || self.bytes() >= WORTH_THREADS
+    }
+
+    /// Does the same with each file.
+    pub fn each_file<T: Send, C: Send + FromIterator<T> + FromParallelIterator<T>>(
+        &self,
+        in_threads: bool,
+        work: impl Fn(&(ArtifactPath, Entry)) -> Result<T> + Send + Sync,
+    ) -> Result<C> {
+        match in_threads {
+            true => self.files.par_iter().map(work).collect(),
+            false => self.files.iter().map(work).collect(),
+        }
+    }
 }
 
 /// Refuses what a revision can't hold.
@@ -125,11 +144,13 @@ pub(crate) fn seal_files(
     progress: &mut dyn Progress,
 ) -> Result<Vec<DraftFile>> {
     let imported = &work.imported;
+    // What was copied here is sealed already.
+    let is_copied = imported.len() == survey.files.len();
     in_parallel(Stage::Sealing, survey.bytes(), progress, |advance| {
         let seal = |(path, entry): &(ArtifactPath, Entry)| {
             seal_file(disk, work.staging(), path, entry, imported.get(path), advance)
         };
-        survey.files.par_iter().map(seal).collect()
+        survey.each_file(!is_copied && survey.is_worth_threads(disk), seal)
     })
 }
 

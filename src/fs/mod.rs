@@ -56,6 +56,11 @@ impl Disk {
         Disk { observer, durability }
     }
 
+    /// Whether what is written is waited for.
+    pub fn waits(&self) -> bool {
+        self.durability != Durability::None
+    }
+
     /// The same disk for work that is thrown away.
     pub fn without_syncs(&self) -> Disk {
         Disk { observer: self.observer.clone(), durability: Durability::None }
