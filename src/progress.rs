@@ -19,6 +19,8 @@ pub enum Stage {
     Comparing,
     /// Revisions are collected; the numbers are revisions, not bytes.
     Collecting,
+    /// Revisions are looked at, and small files are read; the numbers are templates, not bytes.
+    Looking,
     /// Files are read, to see whether they are what was published.
     Verifying,
     /// Files are sent to a remote.

@@ -44,6 +44,7 @@ impl Progress for Terminal<'_> {
             Stage::Sealing => "sealing",
             Stage::Comparing => "comparing",
             Stage::Collecting => "collecting",
+            Stage::Looking => "looking",
             Stage::Verifying => "verifying",
             Stage::Sending => "sending",
             Stage::Fetching => "fetching",
@@ -51,6 +52,7 @@ impl Progress for Terminal<'_> {
         };
         let numbers = match stage {
             Stage::Collecting => "{pos}/{len} revisions",
+            Stage::Looking => "{pos}/{len} templates",
             _ => "{bytes}/{total_bytes} {bytes_per_sec}",
         };
         let style =

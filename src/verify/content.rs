@@ -1,7 +1,7 @@
 //! Hashing: every inode once, however many names it has.
 
 use std::collections::HashMap;
-use std::collections::hash_map::RandomState;
+use std::collections::hash_map::{Entry, RandomState};
 use std::hash::BuildHasher;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use super::finding::{Finding, FindingKind, Severity, Subject};
 use super::scan::{Scan, Seen};
 use super::snapshots::snapshot_record;
 use crate::error::Result;
-use crate::format::{Content, RevisionRecord, SnapshotRecord};
+use crate::format::{Content, OBJECT_MIN_SIZE, RevisionRecord, SnapshotRecord};
 use crate::fs::copy::{Advance, hash};
 use crate::fs::handle::Handle;
 use crate::fs::read::{self, FileId, Metadata, Place};
@@ -97,9 +97,7 @@ impl Inodes {
     /// Chooses an inode to be hashed, with the probability that was asked for.
     pub fn choose(&self, metadata: &Metadata) {
         let id = FileId::of(metadata);
-        // The same for all names of the inode, and another in each run.
-        let drawn = self.chance.hash_one(id) as f64 / u64::MAX as f64 * 100.0;
-        if self.percent.is_some_and(|percent| drawn >= percent) {
+        if !self.is_drawn(id) {
             return;
         }
         let mut states = self.states();
@@ -111,6 +109,24 @@ impl Inodes {
                 self.size.fetch_add(metadata.len(), Ordering::Relaxed);
             }
         }
+    }
+
+    /// Chooses an inode of which nothing is known yet, for this thread to hash at once; `false` if it is not chosen.
+    fn choose_now(&self, metadata: &Metadata) -> bool {
+        let id = FileId::of(metadata);
+        match self.states().entry(id) {
+            Entry::Vacant(unknown) if self.is_drawn(id) => {
+                unknown.insert(State::Busy);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The same for all names of the inode, and another in each run.
+    fn is_drawn(&self, id: FileId) -> bool {
+        let drawn = self.chance.hash_one(id) as f64 / u64::MAX as f64 * 100.0;
+        self.percent.is_none_or(|percent| drawn < percent)
     }
 
     fn claim(&self, id: FileId) -> Claim {
@@ -184,10 +200,32 @@ impl Scan<'_> {
         Ok(self.inodes.hashed.load(Ordering::Relaxed))
     }
 
+    /// Hashes a file of a revision that is held, and compares it, or chooses it for later; says whether it is for later.
+    ///
+    /// A small file that shares its bytes with nothing is read with its revision: to come back for it would take longer
+    /// than to read it.
+    pub fn hash_or_choose(
+        &self,
+        template: &TemplateId,
+        id: &RevisionId,
+        content: &Content,
+        metadata: &Metadata,
+    ) -> bool {
+        let is_alone = metadata.len() < OBJECT_MIN_SIZE && metadata.nlink() == 1;
+        if is_alone && self.inodes.choose_now(metadata) {
+            let path = self.core.layout.revision(template, id).join(content.path.as_path());
+            let held = self.read(&path, metadata, &|_| ());
+            self.compare(&Name::File(template.clone(), id.clone(), content.clone()), &path, metadata, &held);
+            return false;
+        }
+        self.inodes.choose(metadata);
+        true
+    }
+
     /// Hashes the files of a revision; gives those that another thread has in hand.
     fn hash_revision(&self, seen: &Seen, advance: Advance) -> Vec<Name> {
         let (template, id) = (&seen.template, &seen.revision);
-        if !self.hashes_revision(template, id, seen.published_at) {
+        if !seen.is_to_be_hashed {
             return Vec::new();
         }
         // What is wrong with the directory or the record was said when they were looked at.

@@ -76,7 +76,7 @@ impl Seen {
     /// A revision of which nothing but the name is known.
     fn unknown(template: &TemplateId, id: &RevisionId) -> Seen {
         let (template, revision) = (template.clone(), id.clone());
-        Seen { template, revision, published_at: None, made_from: Vec::new(), is_listed: false }
+        Seen { template, revision, published_at: None, made_from: Vec::new(), is_listed: false, is_to_be_hashed: false }
     }
 }
 
@@ -89,24 +89,29 @@ impl Look<'_> {
         seen.is_listed = record.contents.is_some();
         let hashes = self.scan.hashes_revision(self.template, self.id, seen.published_at);
         let snapshot = self.snapshot(&record, hashes);
-        match &record.contents {
+        let later = match &record.contents {
             Some(contents) => self.contents(contents, hashes),
-            None => self.unlisted(&record),
-        }
+            None => {
+                self.unlisted(&record);
+                false
+            }
+        };
+        seen.is_to_be_hashed = hashes && (later || snapshot.is_some());
         let files = record.contents.iter().chain(&snapshot).map(|contents| contents.len() as u64).sum();
         (seen, files)
     }
 
-    fn contents(&mut self, contents: &[Content], hashes: bool) {
+    /// Looks at the artifacts; says whether some are left to be hashed.
+    fn contents(&mut self, contents: &[Content], hashes: bool) -> bool {
+        let mut later = false;
         for content in contents {
             if let Some(metadata) = self.file(content) {
-                if hashes {
-                    self.scan.inodes.choose(&metadata);
-                }
+                later |= hashes && self.scan.hash_or_choose(self.template, self.id, content, &metadata);
                 self.sharing(content, &metadata);
             }
         }
         self.strangers(contents);
+        later
     }
 
     pub fn add(&mut self, kind: FindingKind, severity: Severity, path: Utf8PathBuf, detail: String, subject: Subject) {

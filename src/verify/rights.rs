@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 use rayon::prelude::*;
 
 use super::finding::{Finding, FindingKind, Severity};
@@ -45,13 +45,12 @@ impl Scan<'_> {
         for id in inventory::revisions_of(self.core, template).unwrap_or_default() {
             paths.extend([layout.revision(template, &id), layout.revision_json(template, &id)]);
         }
+        let all: Vec<_> =
+            paths.iter().flat_map(|path| rights_of(path, owner).map(move |found| (path, found))).collect();
         for wanted in [FindingKind::OpenToAll, FindingKind::OtherOwner] {
-            let found = |path: &Utf8PathBuf| {
-                let found = rights_of(path, owner).find(|(kind, ..)| *kind == wanted);
-                found.map(|(_, severity, detail)| (path.clone(), severity, detail))
-            };
-            let mut found = paths.iter().filter_map(found);
-            let Some((path, severity, mut detail)) = found.next() else { continue };
+            let mut found = all.iter().filter(|(_, (kind, ..))| *kind == wanted);
+            let Some((path, (_, severity, detail))) = found.next() else { continue };
+            let mut detail = detail.clone();
             match found.count() {
                 0 => {}
                 others => detail += &format!("; and so it is with {others} more of this template"),
@@ -59,7 +58,7 @@ impl Scan<'_> {
             if wanted == FindingKind::OpenToAll {
                 detail += &advice(layout.root());
             }
-            self.report(Finding::new(wanted, severity, path, detail).of(template));
+            self.report(Finding::new(wanted, *severity, (*path).clone(), detail).of(template));
         }
     }
 }

@@ -20,7 +20,8 @@ use crate::format::MadeFrom;
 use crate::fs::read::{self, FileId};
 use crate::id::{CacheKey, Digest, RevisionId, TemplateId};
 use crate::instance;
-use crate::progress::Progress;
+use crate::progress::{Progress, Stage};
+use crate::seal::in_parallel;
 
 /// What is hashed. All that is not an artifact is always looked at.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +69,8 @@ pub(crate) struct Seen {
     pub made_from: Vec<(CacheKey, Option<Digest>)>,
     /// Its record can be read, and lists its files.
     pub is_listed: bool,
+    /// It has files that were chosen to be hashed.
+    pub is_to_be_hashed: bool,
 }
 
 impl Seen {
@@ -135,10 +138,13 @@ pub(crate) fn scan(
         scan.catalog();
     }
     let templates = scan.templates()?;
-    let (seen, files) = templates.par_iter().map(|id| scan.template(id)).reduce(Default::default, |mut a, b| {
-        a.0.extend(b.0);
-        (a.0, a.1 + b.1)
-    });
+    let (seen, files) = in_parallel(Stage::Looking, templates.len() as u64, progress, |advance| {
+        let looked = templates.par_iter().map(|id| scan.template(id)).inspect(|_| advance(1));
+        Ok(looked.reduce(Default::default, |mut a, b| {
+            a.0.extend(b.0);
+            (a.0, a.1 + b.1)
+        }))
+    })?;
     let objects = if adopted { scan.objects() } else { Default::default() };
     let bytes_hashed = scan.hash(&seen, &objects.names, progress)?;
     if adopted {
