@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -13,6 +14,13 @@ use crate::random::Random;
 const MIB: usize = 1024 * 1024;
 
 pub const FILES: [&str; 3] = ["vmlinux", "rootfs.ext4", "fc-base.json"];
+
+/// Whether a builder leaves holes where there are zeros.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Sparse {
+    Always,
+    Never,
+}
 
 /// A directory as a builder leaves it, beside a store that has it, and one that is empty.
 pub struct Made {
@@ -96,20 +104,20 @@ impl Made {
     }
 
     /// Writes what is to be moved in anew, as a builder does: nothing is synced.
-    pub fn write_moved(&self) {
+    /// What is to be moved in: written just now, as by a builder.
+    pub fn write_moved(&self, sparse: Sparse) {
         let moved = self.dir.join("moved");
         remove(&moved);
-        fs::create_dir(&moved).unwrap();
-        for name in FILES {
-            fs::copy(self.image().join(name), moved.join(name)).unwrap();
-        }
+        let sparse = if sparse == Sparse::Always { "--sparse=always" } else { "--sparse=never" };
+        let copied = Command::new("cp").args([sparse, "--reflink=never", "-r"]).args([self.image(), moved]).status();
+        assert!(copied.is_ok_and(|status| status.success()), "the image can't be copied");
     }
 
-    pub fn publish_moved(&self) -> Took {
+    pub fn publish_moved(&self, sparse: Sparse) -> Took {
         let empty = self.dir.join("empty");
         program::run(&empty, &["init"]);
         self.settle();
-        self.write_moved();
+        self.write_moved(sparse);
         let took = program::run(&empty, &["publish", "--move", "web", self.dir.join("moved").as_str()]);
         remove(&empty);
         took
@@ -152,7 +160,7 @@ impl Made {
 
 /// Removes a tree, whatever modes it has.
 pub fn remove(dir: &Utf8Path) {
-    assert!(std::process::Command::new("chmod").args(["-Rf", "u+w", dir.as_str()]).status().is_ok());
+    assert!(Command::new("chmod").args(["-Rf", "u+w", dir.as_str()]).status().is_ok());
     let _ = fs::remove_dir_all(dir);
 }
 

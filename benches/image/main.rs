@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use camino::Utf8Path;
 
-use made::Made;
+use made::{Made, Sparse};
 use plain::{median, quantile, ratios, temporary, text};
-use tools::{b3sum, both, copy, read_hash_write, sync_files, sync_system};
+use tools::{b3sum, copy, hash_and_sync, read_hash_write, sync_system};
 
 /// One kind of work: what happens before each turn, and the turn of both sides.
 struct Case {
@@ -31,7 +31,7 @@ struct Case {
     floor: fn(&Made) -> Duration,
 }
 
-const CASES: [Case; 11] = [
+const CASES: [Case; 12] = [
     Case {
         name: "publish, copied",
         beside: "b3sum, while dd writes past the cache and syncs",
@@ -51,11 +51,15 @@ const CASES: [Case; 11] = [
         name: "publish, moved in",
         beside: "b3sum, while sync writes the files",
         applies: |_| true,
-        store: Made::publish_moved,
-        floor: |made| {
-            made.write_moved();
-            both(made, b3sum, sync_files)
-        },
+        store: |made| made.publish_moved(Sparse::Always),
+        floor: |made| hash_and_sync(made, Sparse::Always),
+    },
+    Case {
+        name: "publish, moved in, zeros for holes",
+        beside: "b3sum, while sync writes the files, with the zeros",
+        applies: |_| true,
+        store: |made| made.publish_moved(Sparse::Never),
+        floor: |made| hash_and_sync(made, Sparse::Never),
     },
     Case {
         name: "publish what is there",

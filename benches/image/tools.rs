@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
 
-use crate::made::{FILES, Made, remove};
+use crate::made::{FILES, Made, Sparse, remove};
 use crate::plain::time;
 
 fn run(program: &str, args: &[&str]) {
@@ -34,7 +34,7 @@ pub fn b3sum_of(dir: &Utf8Path) -> Duration {
 }
 
 /// Two at once: the time until both are done.
-pub fn both(made: &Made, one: fn(&Made) -> Duration, other: fn(&Made) -> Duration) -> Duration {
+fn both(made: &Made, one: fn(&Made) -> Duration, other: fn(&Made) -> Duration) -> Duration {
     thread::scope(|scope| {
         let start = Instant::now();
         let other = scope.spawn(|| other(made));
@@ -69,8 +69,14 @@ pub fn copy(made: &Made) -> Duration {
     time(|| run("cp", &["-a", made.image().as_str(), made.target().as_str()])).1
 }
 
+/// Hashes the files while what was just written is synced: what files that stay where they are take at least.
+pub fn hash_and_sync(made: &Made, sparse: Sparse) -> Duration {
+    made.write_moved(sparse);
+    both(made, b3sum, sync_files)
+}
+
 /// Syncs the files that are to be moved in.
-pub fn sync_files(made: &Made) -> Duration {
+fn sync_files(made: &Made) -> Duration {
     let files = FILES.map(|name| made.dir.join("moved").join(name));
     time(|| run("sync", &files.each_ref().map(|file| file.as_str()))).1
 }
