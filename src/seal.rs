@@ -23,7 +23,9 @@ use crate::work::{Imported, Work};
 /// What a revision lists must be readable again; see [`MOST_PARTS`](crate::format::MOST_PARTS).
 const MOST_FILES: usize = 100_000;
 
+/// Bytes, or files, from which on several threads are done sooner than one, also where nothing waits for the disk.
 const WORTH_THREADS: u64 = 1024 * 1024;
+const MANY_FILES: usize = 64;
 
 /// What a draft holds: regular files in directories, with all artifacts that a revision needs.
 #[derive(Debug)]
@@ -93,7 +95,7 @@ impl Survey {
 
     /// Whether to do all files takes longer than to call other threads: they read, or wait for the disk at once.
     pub fn is_worth_threads(&self, disk: &Disk) -> bool {
-        disk.waits() || self.bytes() >= WORTH_THREADS
+        disk.waits() || self.bytes() >= WORTH_THREADS || self.files.len() >= MANY_FILES
     }
 
     /// Does the same with each file.

@@ -97,7 +97,7 @@ impl Store {
         let apparent = meter.measure(&mut inventory, &places)?;
         let templates = templates(&inventory, &apparent);
         let all = union(inventory.templates.iter().flat_map(|template| &template.revisions).map(|one| &one.footprint));
-        let (revisions, own) = (files(&inventory, &all), meter.rest(&inventory)?);
+        let (revisions, own) = (files(&inventory, &all), meter.rest(&all)?);
         Ok(Usage {
             apparent: apparent.iter().copied().fold(0, u64::saturating_add),
             on_disk: revisions + own,

@@ -104,7 +104,6 @@ impl Made {
     }
 
     /// Writes what is to be moved in anew, as a builder does: nothing is synced.
-    /// What is to be moved in: written just now, as by a builder.
     pub fn write_moved(&self, sparse: Sparse) {
         let moved = self.dir.join("moved");
         remove(&moved);

@@ -8,7 +8,6 @@ use camino::Utf8Path;
 use rustix::fs::{FallocateFlags, OFlags};
 
 use super::ioctl::{hold_alone, let_in};
-use super::lock::{BackOff, FORK_TIME};
 use super::read::{self, FileId};
 use super::seal::looks_sealed;
 use super::{Disk, Op, Result, reach};
@@ -123,6 +122,16 @@ impl Disk {
         Ok(true)
     }
 
+    /// Keeps everybody else from opening a file, as soon as those are gone who have it for no longer than a fork takes.
+    fn hold_alone(&self, file: &File) -> bool {
+        let mut held = Ok(false);
+        self.starting.wait_while(|| {
+            held = hold_alone(file);
+            matches!(held, Ok(false))
+        });
+        held.unwrap_or(false)
+    }
+
     /// Makes holes while nobody else can open the file. Whoever wrote to it before set its time.
     fn punch_alone(&self, file: &File, path: &Utf8Path, runs: &[Range<u64>]) -> Result<Punched> {
         let metadata = file.metadata().at("read", path)?;
@@ -156,7 +165,7 @@ impl Disk {
         let mut punched = Punched::Replaced;
         if FileId::of(&opened.metadata().at("read", path)?) == id {
             self.chmod_file(&opened, path, SEALED_MODE)?;
-            let alone = alone_at_last(&opened);
+            let alone = self.hold_alone(&opened);
             let made = if alone { self.punch_alone(&opened, path, runs) } else { Ok(Punched::No) };
             if alone {
                 let_in(&opened).at("let others open", path)?;
@@ -168,17 +177,6 @@ impl Disk {
         match FileId::of(&file.metadata().at("read", path)?) == id {
             true => Ok((file, punched)),
             false => Ok((file, Punched::Replaced)),
-        }
-    }
-}
-
-/// Keeps everybody else from opening a file, as soon as those are gone who have it for no longer than a fork takes.
-fn alone_at_last(file: &File) -> bool {
-    let mut pauses = BackOff::new(Some(FORK_TIME));
-    loop {
-        match hold_alone(file) {
-            Ok(false) if pauses.pause() => {}
-            held => return held.unwrap_or(false),
         }
     }
 }

@@ -37,6 +37,7 @@ use rustix::io::Errno;
 
 use crate::error::{At, PathError};
 use crate::format::{Durability, SEALED_MTIME};
+use writer::Starting;
 
 pub use op::{Observer, Op, Verdict};
 
@@ -49,11 +50,12 @@ type Result<T> = std::result::Result<T, PathError>;
 pub(crate) struct Disk {
     observer: Option<Arc<dyn Observer>>,
     durability: Durability,
+    starting: Starting,
 }
 
 impl Disk {
     pub fn new(observer: Option<Arc<dyn Observer>>, durability: Durability) -> Disk {
-        Disk { observer, durability }
+        Disk { observer, durability, starting: Starting::default() }
     }
 
     /// Whether what is written is waited for.
@@ -63,7 +65,7 @@ impl Disk {
 
     /// The same disk for work that is thrown away.
     pub fn without_syncs(&self) -> Disk {
-        Disk { observer: self.observer.clone(), durability: Durability::None }
+        Disk { durability: Durability::None, ..self.clone() }
     }
 
     /// A new, empty file that only this user can read yet, open for writing.

@@ -73,7 +73,7 @@ pub(super) struct Source<'a> {
     pub advance: Advance<'a>,
 }
 
-/// Gives the digest and size of a file; holes are not read.
+/// Gives the digest and size of a file; holes are not read, but in small files.
 ///
 /// `look` sees the bytes of each part, as far as they are no hole, from several threads; what it made of a part goes to
 /// `take`, in the order of the file. A file that became shorter is an error: its digest would be a lie.

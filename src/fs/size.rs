@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rayon::prelude::*;
-use rustix::fs::{AtFlags, Dir, DirEntry, FileType, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Stat};
 use rustix::io::Errno;
 
 use super::read::{FileId, Metadata, bytes_on_disk, if_there, metadata_if_there};
@@ -63,7 +63,7 @@ pub(crate) fn each(top: &Utf8Path, mut see: impl FnMut(&Utf8Path, &Found)) -> Re
     see(top, &Found::from(&found));
     let mut left: Vec<Utf8PathBuf> = found.is_dir().then(|| top.to_owned()).into_iter().collect();
     while let Some(dir) = left.pop() {
-        for (name, found) in look_in(&dir, |_| true)? {
+        for (name, found) in look_in(&dir)? {
             let path = dir.join(name);
             see(&path, &found);
             if found.is_dir {
@@ -77,8 +77,8 @@ pub(crate) fn each(top: &Utf8Path, mut see: impl FnMut(&Utf8Path, &Found)) -> Re
 /// What is counted already.
 #[derive(Debug, Default)]
 pub(crate) struct Counted {
-    /// The numbers of directories that are counted with all below them.
-    pub dirs: HashSet<u64>,
+    /// Directories, with all below them.
+    pub dirs: HashSet<FileId>,
     /// Files with several names.
     pub files: HashSet<FileId>,
 }
@@ -86,60 +86,54 @@ pub(crate) struct Counted {
 /// What directories and all below them take on the disk, in bytes, beside what is counted already; each inode counts
 /// once, and takes `inode` more.
 pub(crate) fn of_trees(dirs: &[Utf8PathBuf], inode: u64, counted: Counted) -> Result<u64> {
-    let tally = Tally { inode, dirs: counted.dirs, files: Mutex::new(counted.files) };
+    let tally = Tally { inode, counted, seen: Mutex::default() };
     let mut bytes = 0;
     for dir in dirs {
         bytes += metadata_if_there(dir)?.map_or(0, |found| tally.take(&Found::from(&found)));
     }
-    let mut left = dirs.to_vec();
-    // Threads share out what is so far down.
-    for _ in 0..3 {
-        let mut below = Vec::new();
-        for dir in left {
-            bytes += tally.take_all_in(&dir, &mut below)?;
+    // All that is as far down at once: threads share it out.
+    let mut level = dirs.to_vec();
+    while !level.is_empty() {
+        let taken = level.par_iter().map(|dir| tally.take_all_in(dir)).collect::<Result<Vec<_>>>()?;
+        level.clear();
+        for (in_dir, below) in taken {
+            bytes += in_dir;
+            level.extend(below);
         }
-        left = below;
     }
-    let trees = left.into_par_iter().map(|dir| {
-        let (mut bytes, mut left) = (0, vec![dir]);
-        while let Some(dir) = left.pop() {
-            bytes += tally.take_all_in(&dir, &mut left)?;
-        }
-        Ok(bytes)
-    });
-    Ok(bytes + trees.sum::<Result<u64>>()?)
+    Ok(bytes)
 }
 
 struct Tally {
     inode: u64,
-    dirs: HashSet<u64>,
-    files: Mutex<HashSet<FileId>>,
+    counted: Counted,
+    /// Files with several names of which one was found.
+    seen: Mutex<HashSet<FileId>>,
 }
 
 impl Tally {
-    /// What is in a directory takes; the directories in it go to `below`.
-    fn take_all_in(&self, dir: &Utf8Path, below: &mut Vec<Utf8PathBuf>) -> Result<u64> {
-        let mut bytes = 0;
-        let is_new = |entry: &DirEntry| !self.dirs.contains(&entry.ino());
-        for (name, found) in look_in(dir, is_new)? {
+    /// What is in a directory takes, and the directories in it.
+    fn take_all_in(&self, dir: &Utf8Path) -> Result<(u64, Vec<Utf8PathBuf>)> {
+        let (mut bytes, mut below) = (0, Vec::new());
+        for (name, found) in look_in(dir)?.into_iter().filter(|(_, found)| !self.counted.dirs.contains(&found.id)) {
             bytes += self.take(&found);
             if found.is_dir {
                 below.push(dir.join(name));
             }
         }
-        Ok(bytes)
+        Ok((bytes, below))
     }
 
     /// What one file or directory takes, unless it is counted already.
     fn take(&self, found: &Found) -> u64 {
-        let is_new = || self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(found.id);
-        let counts = found.is_dir || found.names == 1 || is_new();
+        let is_new = || self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(found.id);
+        let counts = !self.counted.files.contains(&found.id) && (found.is_dir || found.names == 1 || is_new());
         if counts { found.on_disk + self.inode } else { 0 }
     }
 }
 
-/// What is in a directory, sorted by name, as far as it is wanted; names that are not UTF-8 are not ours.
-fn look_in(dir: &Utf8Path, is_wanted: impl Fn(&DirEntry) -> bool) -> Result<Vec<(String, Found)>> {
+/// What is in a directory, sorted by name; names that are not UTF-8 are not ours.
+fn look_in(dir: &Utf8Path) -> Result<Vec<(String, Found)>> {
     let opened = sayable(if_there(reach::open(dir, reach::DIRECTORY, 0).at("list", dir)))?.flatten();
     let Some(opened) = opened else { return Ok(Vec::new()) };
     let mut entries = Dir::new(opened).at("list", dir)?;
@@ -147,7 +141,7 @@ fn look_in(dir: &Utf8Path, is_wanted: impl Fn(&DirEntry) -> bool) -> Result<Vec<
     while let Some(entry) = entries.read() {
         let entry = entry.at("list", dir)?;
         let Ok(name) = entry.file_name().to_str() else { continue };
-        if matches!(name, "." | "..") || !is_wanted(&entry) {
+        if matches!(name, "." | "..") {
             continue;
         }
         match rustix::fs::statat(entries.fd().at("list", dir)?, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -214,7 +208,7 @@ mod tests {
         let whole = all.values().map(|(_, bytes)| bytes).sum::<u64>() + inodes;
         assert_eq!(size(Counted::default()), whole);
 
-        let counted = Counted { dirs: [of("a/b").id.inode()].into(), files: [of("f/link").id].into() };
+        let counted = Counted { dirs: [of("a/b").id].into(), files: [of("f/link").id].into() };
         let below = all.values().filter(|(path, _)| path.starts_with(root.join("a/b")));
         let below = below.map(|(_, bytes)| bytes + 1).sum::<u64>();
         assert_eq!(size(counted), whole - below - (of("f/link").on_disk + 1));

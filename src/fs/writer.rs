@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use camino::Utf8Path;
 
@@ -32,6 +33,37 @@ pub(super) fn lasting_writer(file: &File) -> Writer {
             Writer::Some if pauses.pause() => {}
             writer => return writer,
         }
+    }
+}
+
+/// Waits for processes that are being started: until they run their programs, they have copies of all descriptors. For
+/// questions whose answer costs a copy or holes, and nothing else.
+///
+/// Who has a file open for longer is waited for in vain. After that nobody is waited for for a while: what such files
+/// cost stays a small part of the time, however many there are.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Starting(Arc<Mutex<Option<Instant>>>);
+
+impl Starting {
+    const REST: Duration = FORK_TIME.saturating_mul(20);
+
+    /// Asks until it is not so any more, or the time is over; says whether it is.
+    pub fn wait_while(&self, mut is_so: impl FnMut() -> bool) -> bool {
+        let in_vain = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_so() {
+            return false;
+        }
+        if in_vain().is_some_and(|since| since.elapsed() < Starting::REST) {
+            return true;
+        }
+        let mut pauses = BackOff::new(Some(FORK_TIME));
+        while pauses.pause() {
+            if !is_so() {
+                return false;
+            }
+        }
+        *in_vain() = Some(Instant::now());
+        true
     }
 }
 
@@ -70,6 +102,28 @@ impl Still {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_was_waited_for_in_vain_is_not_waited_for_again_at_once() {
+        let starting = Starting::default();
+        let asked = std::cell::Cell::new(0);
+        let is_so_until = |end: u32| {
+            move |asked: &std::cell::Cell<u32>| {
+                asked.set(asked.get() + 1);
+                asked.get() < end
+            }
+        };
+        let wait = |end| {
+            asked.set(0);
+            let is_so = is_so_until(end);
+            (starting.wait_while(|| is_so(&asked)), asked.get())
+        };
+        assert_eq!(wait(1), (false, 1));
+        assert_eq!(wait(3), (false, 3));
+        assert!(wait(u32::MAX).0 && asked.get() > 3, "it was waited for");
+        assert_eq!(wait(3), (true, 1), "and is not now");
+        assert_eq!(wait(1), (false, 1));
+    }
 
     #[test]
     fn a_file_is_still_when_nobody_wrote_to_it() {

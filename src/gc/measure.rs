@@ -1,6 +1,6 @@
 //! What revisions take on the disk, and what of it they share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rayon::prelude::*;
@@ -28,6 +28,8 @@ pub(crate) struct Meter<'a> {
     key_counts: HashMap<CacheKey, u32>,
     files: HashMap<FileId, usize>,
     keys: HashMap<CacheKey, Option<usize>>,
+    /// The directories of the revisions that were measured.
+    measured: HashSet<FileId>,
 }
 
 /// What the whole store takes.
@@ -42,6 +44,8 @@ fn trees(core: &Core) -> [Utf8PathBuf; 2] {
 /// What a walk saw.
 #[derive(Debug, Default)]
 struct Seen {
+    /// What it began with.
+    top: Option<FileId>,
     own: u64,
     apparent: u64,
     /// Files with several names: inode, bytes, names.
@@ -57,8 +61,8 @@ impl<'a> Meter<'a> {
     ) -> Result<Meter<'a>> {
         let sharing = read::sharing(core.layout.root())?;
         let inode = read::inode_size(core.layout.root())?;
-        let (objects, files, keys) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Ok(Meter { core, sharing, inode, instances, objects, key_counts, files, keys })
+        let (objects, files, keys, measured) = Default::default();
+        Ok(Meter { core, sharing, inode, instances, objects, key_counts, files, keys, measured })
     }
 
     pub fn has_key(&self, key: &CacheKey) -> bool {
@@ -74,11 +78,12 @@ impl<'a> Meter<'a> {
         at
     }
 
-    /// What the whole store takes beside these revisions, all of which were measured, and what they share.
-    pub fn rest(self, inventory: &Inventory) -> Result<u64> {
-        let dirs = inventory.templates.iter().flat_map(|template| &template.revisions).map(|one| one.inode).collect();
-        let files = self.files.into_keys().collect();
-        Ok(size::of_trees(&trees(self.core), self.inode, Counted { dirs, files })?)
+    /// What the whole store takes beside the revisions that were measured; `all` is what those take together.
+    pub fn rest(self, all: &Footprint) -> Result<u64> {
+        let theirs: HashSet<usize> = all.shared.iter().map(|&(at, _)| at).collect();
+        // What leftovers share with nobody but objects is counted with the rest.
+        let files = self.files.into_iter().filter(|(_, at)| theirs.contains(at)).map(|(file, _)| file).collect();
+        Ok(size::of_trees(&trees(self.core), self.inode, Counted { dirs: self.measured, files })?)
     }
 
     /// What a file or directory takes.
@@ -97,6 +102,7 @@ impl<'a> Meter<'a> {
         let seen: Vec<Seen> = dirs.par_iter().map(|dir| self.walk(dir)).collect::<Result<_, _>>()?;
         let apparent = seen.iter().map(|seen| seen.apparent).collect();
         for (&(t, r), seen) in places.iter().zip(seen) {
+            self.measured.extend(seen.top);
             let mut footprint = self.merge(inventory, seen);
             for key in std::mem::take(&mut inventory.templates[t].revisions[r].keys) {
                 footprint.shared.extend(self.key(inventory, &key)?.map(|at| (at, 1)));
@@ -153,9 +159,12 @@ impl<'a> Meter<'a> {
     /// Adds up a tree; nothing if it is gone.
     fn walk(&self, path: &Utf8Path) -> Result<Seen, PathError> {
         let mut seen = Seen::default();
-        size::each(path, |path, found| match found.is_dir {
-            true => seen.own += found.on_disk + self.inode,
-            false => self.file(path, found, &mut seen),
+        size::each(path, |path, found| {
+            seen.top.get_or_insert(found.id);
+            match found.is_dir {
+                true => seen.own += found.on_disk + self.inode,
+                false => self.file(path, found, &mut seen),
+            }
         })?;
         Ok(seen)
     }

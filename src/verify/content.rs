@@ -94,11 +94,11 @@ impl Inodes {
         self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Chooses an inode to be hashed, with the probability that was asked for.
-    pub fn choose(&self, metadata: &Metadata) {
+    /// Chooses an inode to be hashed, with the probability that was asked for; says whether it is chosen.
+    pub fn choose(&self, metadata: &Metadata) -> bool {
         let id = FileId::of(metadata);
         if !self.is_drawn(id) {
-            return;
+            return false;
         }
         let mut states = self.states();
         match states.get(&id) {
@@ -109,6 +109,7 @@ impl Inodes {
                 self.size.fetch_add(metadata.len(), Ordering::Relaxed);
             }
         }
+        true
     }
 
     /// Chooses an inode of which nothing is known yet, for this thread to hash at once; `false` if it is not chosen.
@@ -218,8 +219,7 @@ impl Scan<'_> {
             self.compare(&Name::File(template.clone(), id.clone(), content.clone()), &path, metadata, &held);
             return false;
         }
-        self.inodes.choose(metadata);
-        true
+        self.inodes.choose(metadata)
     }
 
     /// Hashes the files of a revision; gives those that another thread has in hand.
@@ -232,7 +232,8 @@ impl Scan<'_> {
         let Ok(_lease) = self.core.lease(&self.core.layout.revision(template, id)) else { return Vec::new() };
         let Ok(bytes) = read::bytes(&self.core.layout.revision_json(template, id)) else { return Vec::new() };
         let Ok(record) = RevisionRecord::from_json(&bytes) else { return Vec::new() };
-        // Whatever is another file by now was not chosen, and is not read.
+        // Whatever is another file by now was not chosen, and is not read. What was read with its revision is compared once
+        // more, and what was found then is found again: a report says it once.
         let snapshot = snapshot_record(self.core, template, id);
         let snapshot: Vec<Content> = snapshot.iter().flat_map(SnapshotRecord::contents_in_revision).collect();
         let names = record.contents.into_iter().flatten().chain(snapshot);

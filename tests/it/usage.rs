@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 
 use camino::Utf8Path;
-use template_store::{Bytes, Removal, Revision, Store, Usage};
+use template_store::{Bytes, Expect, Removal, Revision, Store, Usage};
 
 use crate::gc::{blocks, counts_exactly, dry_run, publish};
 use crate::support::{Place, build, bytes, draft, id, image, inputs, reused, when_free};
@@ -108,9 +108,17 @@ fn a_hole_is_apparent_and_takes_nothing() {
 fn the_whole_is_what_the_disk_says() {
     let place = Place::new();
     let store = place.store();
-    publish(&store, "web", &["a", "b", "c"]);
+    let ids = publish(&store, "web", &["a", "b", "c", "gone"]);
     drop(reused(&store, "db", &inputs("a")));
-    fs::write(store.layout().trash().join("left"), bytes("left", 50_000)).unwrap();
+    // What a dead collection left: a file, a revision whose files are objects as well, and one more name of a file that
+    // a revision has.
+    let [kept, gone] = [&ids[0], &ids[3]].map(|revision| store.layout().revision(&id("web"), revision));
+    store.activate(&id("web"), &ids[0], Expect::Any).unwrap();
+    let left = store.layout().trash().join("left");
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join("file"), bytes("left", 50_000)).unwrap();
+    fs::rename(gone, left.join(format!("web@{}", ids[3]))).unwrap();
+    fs::hard_link(kept.join("rootfs.ext4"), left.join("rootfs.ext4")).unwrap();
     let usage = store.usage().unwrap();
     if counts_exactly(place.path()) {
         let root = fs::metadata(store.layout().root()).unwrap().blocks() * 512;
