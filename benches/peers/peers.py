@@ -13,7 +13,11 @@ GROUPS = {
     PUBLISH: Group("Publish", "The artifacts go into an empty store by copy."),
     AGAIN: Group("Publish the same contents again", "From another directory, and under another name."),
     USE: Group("Use it once more", "What is in the store is to be used again. Nothing needs to be copied for that."),
-    COPY_OUT: Group("Copy it out", "A copy that may be written to, as a VM needs one of its root file system."),
+    COPY_OUT: Group(
+        "Copy it out",
+        "A copy that may be written to, as a VM needs one of its root file system. Ours is read from the disk: what the store\n"
+        "wrote is not in the page cache, where what others wrote has taken the place of something else.",
+    ),
     VERIFY: Group("Verify", "All of the contents are read and checked."),
 }
 
