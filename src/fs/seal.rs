@@ -159,14 +159,8 @@ impl Disk {
         }
         // First the mode, so that no new writer comes; then the question whether one is left.
         self.chmod_file(file, path, SEALED_MODE)?;
-        let mut writer = writer_of(file);
         // A small file is copied sooner than a process is started.
-        if metadata.len() >= WORTH_A_PAUSE && writer == Writer::Some {
-            self.starting.wait_while(|| {
-                writer = writer_of(file);
-                writer == Writer::Some
-            });
-        }
+        let writer = if metadata.len() < WORTH_A_PAUSE { writer_of(file) } else { self.starting.writer(file) };
         Ok(match writer {
             Writer::None => None,
             Writer::Some => Some(Unfit::Written),

@@ -47,6 +47,16 @@ pub(super) struct Starting(Arc<Mutex<Option<Instant>>>);
 impl Starting {
     const REST: Duration = FORK_TIME.saturating_mul(20);
 
+    /// Whether somebody has the file open for writing, for longer than a start takes.
+    pub fn writer(&self, file: &File) -> Writer {
+        let mut writer = Writer::None;
+        self.wait_while(|| {
+            writer = writer_of(file);
+            writer == Writer::Some
+        });
+        writer
+    }
+
     /// Asks until it is not so any more, or the time is over; says whether it is.
     pub fn wait_while(&self, mut is_so: impl FnMut() -> bool) -> bool {
         let in_vain = || self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,7 +5,9 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::Arc;
 
-use template_store::{Build, Depth, FindingKind, PinOptions, Removal, Severity, Store, StoreOptions, VerifyOptions};
+use template_store::{
+    Build, Depth, FindingKind, PinOptions, Progress, Removal, Severity, Stage, Store, StoreOptions, VerifyOptions,
+};
 
 use crate::damages::{TO_FILES, TO_THE_REST, World, assert_finds, verify};
 use crate::reuse::Watch;
@@ -24,6 +26,38 @@ fn a_store_in_order_is_clean_and_each_inode_is_read_once() {
     let metadata = files.map(|path| fs::metadata(path).unwrap());
     let bytes: u64 = metadata.filter(|m| inodes.insert(m.ino())).map(|m| m.len()).sum();
     assert_eq!(report.bytes_hashed, bytes);
+}
+
+/// The parts of the work, with what each had to do and has done.
+#[derive(Default)]
+struct Stages(Vec<(Stage, u64, u64)>);
+
+impl Progress for Stages {
+    fn begin(&mut self, stage: Stage, size: u64) {
+        self.0.push((stage, size, 0));
+    }
+
+    fn advance(&mut self, by: u64) {
+        self.0.last_mut().unwrap().2 += by;
+    }
+}
+
+#[test]
+fn it_says_how_far_it_has_looked_and_read() {
+    let world = World::new();
+    let mut stages = Stages::default();
+    world.store.verify(&VerifyOptions::default(), &mut stages).unwrap();
+    let templates = world.store.templates().unwrap().len() as u64;
+    let large: HashSet<(u64, u64)> = world
+        .revisions()
+        .iter()
+        .flat_map(|revision| revision.contents().iter().map(|content| revision.artifact(&content.path)))
+        .map(|path| fs::metadata(path).unwrap())
+        .filter(|metadata| metadata.len() >= 64 << 10)
+        .map(|metadata| (metadata.ino(), metadata.len()))
+        .collect();
+    let bytes = large.iter().map(|(_, size)| size).sum::<u64>();
+    assert_eq!(stages.0, [(Stage::Looking, templates, templates), (Stage::Verifying, bytes, bytes)]);
 }
 
 #[test]
