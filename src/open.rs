@@ -170,6 +170,8 @@ fn sync_above(disk: &Disk, dir: &Utf8Path) -> Result<()> {
 }
 
 /// Makes what a store consists of. A store that has `format.json` is whole, and one that has `locks/` is durable.
+///
+/// Nobody makes up for what is left out after the format: the next one finds a store.
 pub(crate) fn make(core: &Core, durability: Durability) -> Result<()> {
     let (layout, disk) = (&core.layout, &core.disk);
     disk.ensure_dir(&layout.private())?;
@@ -188,10 +190,10 @@ pub(crate) fn make(core: &Core, durability: Durability) -> Result<()> {
     disk.ensure_dir(&layout.templates())?;
     disk.fsync_dir(layout.root())?;
     sync_above(disk, layout.root())?;
+    reserve::restore(core);
     let format = StoreFormat::new(durability, core.now()).to_json();
     disk.write_file(&layout.drafts(), &layout.format_json(), &format, Lasting::Durable)?;
     disk.ensure_dir(&layout.locks())?;
-    reserve::restore(core);
     if core.public_mode()? & 0o002 != 0 {
         let root = layout.root();
         tracing::warn!("every user of the machine can change this store; take that right away: chmod -R o-w {root}");

@@ -24,6 +24,7 @@ use crate::layout::Layout;
 use crate::open::{self, ToAdopt};
 use crate::options::StoreOptions;
 use crate::progress::Progress;
+use crate::reserve;
 use crate::store::Store;
 
 /// What came of an adoption.
@@ -131,6 +132,7 @@ fn what_is_left(core: Arc<Core>, progress: &mut dyn Progress) -> Result<Adopted>
     let _change = core.begin_change()?;
     let report = templates(&core, progress)?;
     remove_mark(&core)?;
+    reserve::restore(&core);
     Ok(report.done(core))
 }
 

@@ -57,6 +57,7 @@ fn outcome(root: &Utf8Path) -> Vec<String> {
     let store = Store::open(root).unwrap();
     store.check_writable().unwrap();
     assert!(!store.layout().adopting().exists());
+    assert!(fs::metadata(store.layout().reserve()).is_ok_and(|reserve| reserve.blocks() > 0), "blocks are set aside");
     assert_clean(store.layout());
     let mut outcome = Vec::new();
     for revision in every_revision(&store) {
