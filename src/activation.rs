@@ -3,7 +3,7 @@
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::core::Core;
-use crate::error::{Error, Result};
+use crate::error::{Error, PathError, Result};
 use crate::format::{Action, Activation, ActivationLog, LogEnd};
 use crate::fs::handle::Handle;
 use crate::fs::read::{self, Place};
@@ -57,9 +57,17 @@ pub(crate) fn current(core: &Core, id: &TemplateId) -> Result<Current> {
     })
 }
 
+/// Bytes at the end of a log that are looked at, however long it is: half a million lines.
+const LOOKED_AT: u64 = 64 * 1024 * 1024;
+
+/// The lines of a log that are looked at, with the number of bytes before them.
+pub(crate) fn lines(core: &Core, id: &TemplateId) -> Result<(u64, Vec<u8>), PathError> {
+    read::last_lines_if_there(&core.layout.activations(id), LOOKED_AT).map(Option::unwrap_or_default)
+}
+
 pub(crate) fn log(core: &Core, id: &TemplateId, current: &Current) -> Result<ActivationLog> {
-    let bytes = read::bytes_if_there(&core.layout.activations(id))?.unwrap_or_default();
-    Ok(ActivationLog::parse(&bytes, current.text()))
+    let (before, lines) = lines(core, id)?;
+    Ok(ActivationLog::parse_after(before, &lines, current.text()))
 }
 
 /// Bytes at the end of a log in which the line that names `current` mostly is: hundreds of lines.
@@ -67,12 +75,13 @@ const TAIL: u64 = 64 * 1024;
 
 /// Where the log ends, and how many bytes it has; `None` when there is none.
 fn end_of_log(core: &Core, id: &TemplateId, current: &Current) -> Result<Option<(LogEnd, u64)>> {
-    let Some((before, bytes)) = read::tail_if_there(&core.layout.activations(id), TAIL)? else { return Ok(None) };
-    let end = match LogEnd::in_tail(before, &bytes, current.text()) {
+    let found = read::last_lines_if_there(&core.layout.activations(id), TAIL)?;
+    let Some((before, lines)) = found else { return Ok(None) };
+    let end = match LogEnd::in_last_lines(before, &lines, current.text()) {
         Some(end) => end,
         None => log(core, id, current)?.into(),
     };
-    Ok(Some((end, before + bytes.len() as u64)))
+    Ok(Some((end, before + lines.len() as u64)))
 }
 
 /// Refuses when `current` is not what the caller expects.

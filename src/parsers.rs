@@ -138,8 +138,9 @@ pub fn activations(bytes: &[u8]) {
     for current in [None, Some(""), first.as_deref()] {
         let log = ActivationLog::parse(bytes, current);
         assert!(log.len <= bytes.len() as u64);
-        let tail = &bytes[bytes.len() / 2..];
-        let end = LogEnd::in_tail((bytes.len() - tail.len()) as u64, tail, current);
+        let half = bytes.len() / 2;
+        let before = bytes[..half].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        let end = LogEnd::in_last_lines(before as u64, &bytes[before..], current);
         assert!(end.is_none_or(|end| end == log.clone().into()));
         let mut plain: Vec<&RevisionId> = Vec::new();
         for entry in log.entries.iter().take(1000) {

@@ -61,15 +61,12 @@ pub(crate) struct LogEnd {
 }
 
 impl LogEnd {
-    /// Finds the end in the last bytes of a log, if the line that names `current` is among them; `before` is how many
+    /// Finds the end in the last lines of a log, if the one that names `current` is among them; `before` is how many
     /// bytes come before these.
-    pub fn in_tail(before: u64, bytes: &[u8], current: Option<&str>) -> Option<LogEnd> {
-        // The first line of a tail may have begun before it.
-        let start = if before == 0 { 0 } else { bytes.iter().position(|&byte| byte == b'\n')? + 1 };
-        let log = ActivationLog::parse(&bytes[start..], current);
-        let last = log.entries.last().map(|entry| entry.revision.clone());
-        let names_current = current.is_some() && last.as_ref().map(RevisionId::as_str) == current;
-        names_current.then(|| LogEnd { len: before + start as u64 + log.len, last })
+    pub fn in_last_lines(before: u64, lines: &[u8], current: Option<&str>) -> Option<LogEnd> {
+        let end = LogEnd::from(ActivationLog::parse_after(before, lines, current));
+        let names_current = current.is_some() && end.last.as_ref().map(RevisionId::as_str) == current;
+        names_current.then_some(end)
     }
 }
 
@@ -95,9 +92,14 @@ impl ActivationLog {
     ///
     /// A line that can't be read is passed over and stays: a flipped bit must not cost the lines after it.
     pub fn parse(bytes: &[u8], current: Option<&str>) -> ActivationLog {
-        let mut log = ActivationLog { entries: Vec::new(), len: 0 };
+        ActivationLog::parse_after(0, bytes, current)
+    }
+
+    /// Reads the last lines of a log that has so many bytes before them.
+    pub fn parse_after(before: u64, lines: &[u8], current: Option<&str>) -> ActivationLog {
+        let mut log = ActivationLog { entries: Vec::new(), len: before };
         let mut ends = Vec::new();
-        for line in bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n")) {
+        for line in lines.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n")) {
             log.len += line.len() as u64;
             if let Ok(entry) = serde_json::from_slice(line) {
                 log.entries.push(entry);
@@ -106,14 +108,14 @@ impl ActivationLog {
         }
         let counted = match current {
             // The first activation was cut short. A second line would say that there was a `current`.
-            None if log.entries.len() <= 1 => Some(0),
+            None if before == 0 && log.entries.len() <= 1 => Some(0),
             None => None,
             Some(current) => log.entries.iter().rposition(|entry| entry.revision.as_str() == current).map(|at| at + 1),
         };
         // Where no line names `current`, somebody else moved or removed it, and no line was cut short.
         if let Some(counted) = counted {
             log.entries.truncate(counted);
-            log.len = counted.checked_sub(1).map_or(0, |last| ends[last]);
+            log.len = counted.checked_sub(1).map_or(before, |last| ends[last]);
         }
         log
     }
@@ -212,17 +214,24 @@ mod tests {
         let mut log = bytes(&[("a", Publish), ("b", Publish), ("a", Rollback), ("c", Publish), ("b", Activate)]);
         let third = log.split_inclusive(|&byte| byte == b'\n').take(3).map(<[u8]>::len).sum::<usize>();
         log.truncate(log.len() - 3);
+        let end = |before: usize, current| LogEnd::in_last_lines(before as u64, &log[before..], current);
+        let starts = || (0..log.len()).filter(|&at| at == 0 || log[at - 1] == b'\n');
         for current in [Some("a"), Some("b"), Some("c"), Some("z"), None] {
             let whole = LogEnd::from(ActivationLog::parse(&log, current));
-            for before in 0..log.len() {
-                if let Some(end) = LogEnd::in_tail(before as u64, &log[before..], current) {
-                    assert_eq!(end, whole, "{current:?}, after {before} bytes");
-                }
+            for before in starts() {
+                assert!(end(before, current).is_none_or(|end| end == whole), "{current:?}, after {before} bytes");
             }
         }
-        let found = |current, before: usize| LogEnd::in_tail(before as u64, &log[before..], Some(current)).is_some();
-        assert!(found("c", third - 1) && !found("c", third), "a whole line is needed, and what ends the one before");
-        assert!(!found("z", 0));
+        assert!(end(third, Some("c")).is_some() && end(third, Some("z")).is_none());
+        assert!(starts().filter(|&start| start > third).all(|start| end(start, Some("c")).is_none()));
+    }
+
+    #[test]
+    fn what_comes_before_the_last_lines_is_never_cut() {
+        for (lines, current) in [(&[("a", Publish)][..], None), (&[("a", Publish), ("b", Publish)], Some("z"))] {
+            let lines = bytes(lines);
+            assert_eq!(ActivationLog::parse_after(1000, &lines, current).len, 1000 + lines.len() as u64);
+        }
     }
 
     #[test]

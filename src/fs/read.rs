@@ -78,11 +78,16 @@ pub(crate) fn piece(file: &File, path: &Utf8Path, at: u64, len: usize) -> Result
     Ok(bytes)
 }
 
-/// The last bytes of a file, at most so many, with the number of those before them.
-pub(crate) fn tail_if_there(path: &Utf8Path, most: u64) -> Result<Option<(u64, Vec<u8>)>> {
+/// The lines that begin in the last bytes of a file, at most so many bytes, with the number of those before them.
+pub(crate) fn last_lines_if_there(path: &Utf8Path, most: u64) -> Result<Option<(u64, Vec<u8>)>> {
     let Some((file, metadata)) = if_there(open_with_metadata(path))? else { return Ok(None) };
     let before = metadata.len().saturating_sub(most);
-    Ok(Some((before, piece(&file, path, before, (metadata.len() - before) as usize)?)))
+    let mut bytes = piece(&file, path, before, (metadata.len() - before) as usize)?;
+    // The first one began before.
+    let rest =
+        if before == 0 { 0 } else { bytes.iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |at| at + 1) };
+    bytes.drain(..rest);
+    Ok(Some((before + rest as u64, bytes)))
 }
 
 /// The bytes of a small file of the store.

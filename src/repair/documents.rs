@@ -135,8 +135,8 @@ impl Repair<'_> {
     ) -> Result<Option<RevisionRecord>> {
         let Ok(spec) = template::spec(self.core, template) else { return Ok(None) };
         let Some(artifact_paths) = self.names(template, contents)? else { return Ok(None) };
-        let log = read::bytes_if_there(&self.core.layout.activations(template))?.unwrap_or_default();
-        let log = ActivationLog::parse(&log, Some(""));
+        let (_, lines) = activation::lines(self.core, template)?;
+        let log = ActivationLog::parse(&lines, Some(""));
         let first = log.entries.iter().find(|entry| entry.revision == *id);
         let published_at = first.map_or_else(|| self.core.now(), |entry| entry.at);
         let build = TemplateRevision {
@@ -186,7 +186,7 @@ impl Repair<'_> {
     /// Writes the log again with the lines that can be read.
     pub(super) fn log(&mut self, id: &TemplateId) -> Result<()> {
         let path = self.core.layout.activations(id);
-        let old = read::bytes(&path).unwrap_or_default();
+        let (_, old) = activation::lines(self.core, id).unwrap_or_default();
         let mut entries = ActivationLog::parse(&old, Some("")).entries;
         if entries.is_empty()
             && let Ok(current) = activation::current(self.core, id)

@@ -109,25 +109,23 @@ impl Look<'_> {
         self.add(kind, severity, path, detail, Subject::Definition);
     }
 
-    /// The lines of the log; those that can't be read are said.
+    /// The lines of the log; those that can't be read are said. Where there is none, whoever activates next begins one.
     fn log(&mut self) -> Vec<u8> {
         let path = self.scan.core.layout.activations(self.id);
-        let bytes = match read::bytes_if_there(&path) {
-            Ok(Some(bytes)) => bytes,
-            // Whoever activates next begins a new one.
-            Ok(None) => return Vec::new(),
+        let lines = match activation::lines(self.scan.core, self.id) {
+            Ok((_, lines)) => lines,
             Err(error) => {
                 let (kind, detail, subject) = unread(&path, &error, Subject::Log);
                 self.add(kind, Severity::Error, path, detail, subject);
                 return Vec::new();
             }
         };
-        let bad = ActivationLog::unreadable_lines(&bytes);
+        let bad = ActivationLog::unreadable_lines(&lines);
         if bad > 0 {
             let detail = format!("{bad} of its lines can't be read");
             self.add(FindingKind::Invalid, Severity::Warning, path, detail, Subject::Log);
         }
-        bytes
+        lines
     }
 
     /// The names in `artifacts/`; each is a directory, if it was ever a revision.

@@ -8,7 +8,8 @@ use std::thread;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
-use template_store::{Action, ErrorKind, Expect, Revision, RevisionId, Store};
+use template_store::gc::Policy;
+use template_store::{Action, ErrorKind, Expect, Revision, RevisionId, Store, VerifyOptions};
 
 use crate::support::{
     Place, assert_clean, assert_error, assert_right, build, bytes, flip, id, inputs, listing, names, template,
@@ -155,6 +156,33 @@ fn the_line_that_counts_is_found_however_much_follows_it() {
     use Action::{Activate, Publish};
     assert_eq!(log(&store), [(0, Publish), (1, Publish), (0, Activate)].map(|(n, action)| (ids[n].clone(), action)));
     assert_eq!(fs::read(log_path(&store)).unwrap().iter().filter(|&&byte| byte == b'\n').count(), 3);
+}
+
+#[test]
+fn a_log_that_is_longer_than_what_is_looked_at_is_used_from_there_and_never_cut() {
+    let place = Place::new();
+    let store = place.quick_store();
+    let revisions = publish(&store, &["one", "two", "three"]);
+    let line = format!(r#"{{"revision":"{}","at":"2026-01-01T00:00:00Z","action":"activate","of":"#, revisions[0]);
+    let line = format!("{line}\"{}\"}}\n", "x".repeat(1024 * 1024));
+    let old = line.repeat(70) + &fs::read_to_string(log_path(&store)).unwrap();
+    fs::write(log_path(&store), &old).unwrap();
+
+    let history = log(&store);
+    assert!((60..70).contains(&history.len()), "{} lines", history.len());
+    assert_eq!(history.last().unwrap().0, revisions[2]);
+    let report = store.verify(&VerifyOptions::default(), &mut ()).unwrap();
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+    assert!(store.gc(&Policy::default(), &mut ()).unwrap().1.removed.is_empty());
+    store.rollback(&id("web")).unwrap();
+    assert_eq!(current(&store), revisions[1]);
+    store.activate(&id("web"), &revisions[2], Expect::Any).unwrap();
+    assert_eq!(log(&store).last().unwrap().0, revisions[2]);
+    // Nobody knows where a log ends that names another revision.
+    point(&store, &format!("revisions/{}", "0".repeat(16)));
+    store.activate(&id("web"), &revisions[1], Expect::Any).unwrap();
+    let new = fs::read_to_string(log_path(&store)).unwrap();
+    assert!(new.starts_with(&old) && new[old.len()..].lines().count() == 4, "{:?}", &new[old.len()..]);
 }
 
 #[test]
