@@ -120,22 +120,32 @@ pub(crate) fn forget(
         // Somebody may have published it again meanwhile.
         let gone = !read::exists(&record).unwrap_or(true);
         entry.revisions.retain(|hint| !gone || (&hint.template, &hint.revision) != (template, revision));
-        for heir in heirs {
-            // One that somebody removes meanwhile is there as long as its own removal has not come here.
-            if !entry.has_one_like(heir) && leads_to(core, key, heir) {
-                entry.offer(heir.clone());
-            }
-        }
-        entry
+        offer_all(core, entry, heirs)
     })
 }
 
-/// Takes out of an entry what leads to no revision with this key.
-pub(crate) fn prune(core: &Core, key: &CacheKey) -> Result<Removed> {
+/// Takes out of an entry what leads to no revision with this key, and puts others that have the key in its place.
+pub(crate) fn prune(core: &Core, key: &CacheKey, heirs: &[KeyHint]) -> Result<Removed> {
     change(core, key, |mut entry| {
         entry.revisions.retain(|hint| leads_to(core, key, hint));
-        entry
+        offer_all(core, entry, heirs)
     })
+}
+
+fn offer_all(core: &Core, mut entry: KeyEntry, heirs: &[KeyHint]) -> KeyEntry {
+    for heir in heirs {
+        // One that somebody removes meanwhile is there as long as its own removal has not come here.
+        if !entry.has_one_like(heir) && leads_to(core, &entry.key, heir) {
+            entry.offer(heir.clone());
+        }
+    }
+    entry
+}
+
+/// Whether an entry has hints that lead to none of these revisions.
+pub(crate) fn dangles(core: &Core, key: &CacheKey, is_there: impl Fn(&TemplateId, &RevisionId) -> bool) -> bool {
+    let entry = read::bytes(&core.layout.key(key)).ok().and_then(|bytes| KeyEntry::from_json(&bytes).ok());
+    entry.is_some_and(|entry| entry.revisions.iter().any(|hint| !is_there(&hint.template, &hint.revision)))
 }
 
 fn leads_to(core: &Core, key: &CacheKey, hint: &KeyHint) -> bool {

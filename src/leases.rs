@@ -1,6 +1,7 @@
-//! Who uses a revision, by name. The lock on its directory keeps it; what is noted here only tells people.
+//! Who uses a revision, by name. The lock on its directory keeps it. A note tells people, and keeps it too while its
+//! process lives: a command may have closed the lock that it was started with, as `sudo` does.
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::core::Core;
 use crate::error::Result;
@@ -67,6 +68,22 @@ pub(crate) fn is_alive(note: &LeaseNote, here: &Identity) -> Option<bool> {
     }
     let visible = note.pid_namespace == here.pid_namespace;
     visible.then(|| process::start_time(note.holder.pid) == Some(note.start_time))
+}
+
+/// Whether a note tells of a process that is alive for certain.
+pub(crate) fn is_of_living(note: &Utf8Path, here: &Identity) -> bool {
+    let note = read::bytes(note).ok().and_then(|bytes| LeaseNote::from_json(&bytes).ok());
+    note.is_some_and(|note| is_alive(&note, here) == Some(true))
+}
+
+/// Whether a living process has noted its use of a revision.
+pub(crate) fn is_noted(core: &Core, template: &TemplateId, revision: &RevisionId) -> Result<bool> {
+    let dir = core.layout.leases_of(template, revision);
+    let names = read::names(&dir)?;
+    Ok(!names.is_empty() && {
+        let here = process::identity();
+        names.iter().any(|name| is_of_living(&dir.join(name), &here))
+    })
 }
 
 /// The living processes that have noted their use of a revision.

@@ -13,6 +13,7 @@ use crate::fs::read;
 use crate::id::{CacheKey, RevisionId, TemplateId};
 use crate::inventory;
 use crate::keys;
+use crate::leases;
 use crate::pins;
 use crate::reserve;
 use crate::revision::Revision;
@@ -82,6 +83,9 @@ pub(crate) fn remove_template(core: &Arc<Core>, id: &TemplateId, how: Removal) -
     let grave = Grave::dig(core)?;
     grave.bury_template(id)?;
     core.disk.fsync_dir(&core.layout.templates())?;
+    for (_, revision) in damage::marked(core)?.iter().filter(|(of, _)| of == id) {
+        damage::clear(core, id, revision)?;
+    }
     grave.empty(&Heirs::new())?;
     reserve::restore(core);
     Ok(())
@@ -91,7 +95,10 @@ pub(crate) fn remove_template(core: &Arc<Core>, id: &TemplateId, how: Removal) -
 pub(crate) fn exclusive(core: &Core, id: &TemplateId, revision: &RevisionId, how: Removal) -> Result<Option<Flock>> {
     let mut pauses = BackOff::new(Some(FORK_TIME));
     loop {
-        let lease = Flock::take(&core.layout.revision(id, revision), Mode::Exclusive, Patience::None)?;
+        let mut lease = Flock::take(&core.layout.revision(id, revision), Mode::Exclusive, Patience::None)?;
+        if how == Removal::Unused && leases::is_noted(core, id, revision)? {
+            lease = None;
+        }
         match (lease, how) {
             (None, Removal::Unused) if pauses.pause() => {}
             (None, Removal::Unused) => {

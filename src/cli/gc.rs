@@ -196,6 +196,9 @@ fn reason(reason: &Reason) -> String {
         Reason::CurrentUnknown => {
             "current points to nothing, so nothing is taken here (try `template-store verify --repair`)".into()
         }
+        Reason::CurrentUnreadable => {
+            "current or its history can't be read, so nothing is taken here (`template-store verify` says why)".into()
+        }
         Reason::BeyondLast { place, keep_last } => format!("number {place} from the newest, {keep_last} are kept"),
         Reason::Older { age, keep_within } => format!("{} old, kept for {}", time(*age), time(*keep_within)),
         Reason::ForSpace { goal: Goal::MaxSize } => "for the maximum size of the store".into(),

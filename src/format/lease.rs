@@ -18,7 +18,7 @@ pub struct Holder {
     pub purpose: String,
 }
 
-/// What a process notes about itself. A hint: the lock on the revision decides, not the note.
+/// What a process notes about itself. The revision stays while its lock is held, or while this process lives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LeaseNote {
     #[serde(flatten)]

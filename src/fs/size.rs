@@ -3,6 +3,7 @@
 //! What is in a directory is looked at through the directory, once that is open: the way to it costs most.
 
 use std::collections::HashSet;
+use std::io::ErrorKind::PermissionDenied;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, PoisonError};
 
@@ -57,7 +58,8 @@ impl From<Stat> for Found {
 
 /// Calls with what is at a path, and with all below it, each directory before what it holds; links are not followed.
 ///
-/// What is gone meanwhile is left out, and so is what lies deeper than a path can say: a builder made the tree.
+/// What is gone meanwhile is left out, and so is what lies deeper than a path can say, or where this user may not look: a
+/// builder made the tree.
 pub(crate) fn each(top: &Utf8Path, mut see: impl FnMut(&Utf8Path, &Found)) -> Result<()> {
     let Some(found) = sayable(metadata_if_there(top))?.flatten() else { return Ok(()) };
     see(top, &Found::from(&found));
@@ -132,8 +134,19 @@ impl Tally {
     }
 }
 
-/// What is in a directory, sorted by name; names that are not UTF-8 are not ours.
+/// What is in a directory, sorted by name; nothing where this user may not look.
 fn look_in(dir: &Utf8Path) -> Result<Vec<(String, Found)>> {
+    match all_in(dir) {
+        Err(error) if error.kind() == PermissionDenied => {
+            tracing::warn!("what is in {dir} is not counted: this user may not look into it");
+            Ok(Vec::new())
+        }
+        looked => looked,
+    }
+}
+
+/// Names that are not UTF-8 are not ours.
+fn all_in(dir: &Utf8Path) -> Result<Vec<(String, Found)>> {
     let opened = sayable(if_there(reach::open(dir, reach::DIRECTORY, 0).at("list", dir)))?.flatten();
     let Some(opened) = opened else { return Ok(Vec::new()) };
     let mut entries = Dir::new(opened).at("list", dir)?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rayon::prelude::*;
 
 use super::inventory::{Inventory, Standing};
+use super::leftovers::keys_of;
 use super::newest::Newest;
 use super::plan::{GcPlan, Planned};
 use super::policy::Adopted;
@@ -14,6 +15,7 @@ use super::scan::{rollback_targets, standing};
 use super::sweep;
 use crate::activation::{self, Current};
 use crate::core::Core;
+use crate::damage;
 use crate::error::{Error, Result};
 use crate::format::{KeyHint, ObjectOf, Pin, RevisionRecord, RevisionSummary};
 use crate::fs::lock::{BackOff, FORK_TIME, Flock, Mode, Patience};
@@ -56,7 +58,7 @@ pub(super) fn apply(
         });
         Ok(while_others_wait(templates, || collected.collect()))
     })?;
-    let (swept, failed) = sweep::sweep(core, &plan.leftovers)?;
+    let (swept, failed) = sweep::sweep(core, &plan.leftovers, &heirs)?;
     let mut report = GcReport {
         removed: Vec::new(),
         skipped: Vec::new(),
@@ -191,6 +193,9 @@ fn bury_all<'a, 'p>(
         bury_some(core, &lock, &roots, some, &mut grave, done, buried)?;
     }
     core.disk.fsync_dir(&core.layout.artifacts(template))?;
+    for (_, revision) in damage::marked(core)?.iter().filter(|(of, one)| of == template && buried.contains_key(one)) {
+        damage::clear(core, template, revision)?;
+    }
     Ok(Some(grave))
 }
 
@@ -212,9 +217,15 @@ fn bury_some<'p>(
             Err(why) => done.skip(planned, why),
         }
     }
+    let noted: HashSet<String> = read::names(&core.layout.leases())?.into_iter().collect();
     // The pins after the locks: whoever pins a revision holds it first.
     let pins = pins_of(core, &lock.id)?;
     for (planned, _lease, release) in taken {
+        let name = format!("{}@{}", planned.template, planned.revision);
+        if noted.contains(&name) && leases::is_noted(core, &planned.template, &planned.revision)? {
+            done.skip(planned, SkipReason::Leased { holders: Vec::new() });
+            continue;
+        }
         match roots.keep(&planned.revision).or_else(|| pinned(&pins, &planned.revision)) {
             Some(why) => done.skip(planned, why),
             None => {
@@ -310,15 +321,15 @@ fn pinned(pins: &[Pin], revision: &RevisionId) -> Option<SkipReason> {
     Some(SkipReason::Pinned { name: pin.name().to_owned(), until: pin.until })
 }
 
-/// The revisions that stay and have a key of one that goes.
+/// The revisions that stay and have a key of one that goes, or of an entry that was left behind.
 fn heirs(core: &Core, inventory: &Inventory, plan: &GcPlan) -> Heirs {
     let going: HashSet<(&TemplateId, &RevisionId)> =
         plan.going().map(|planned| (&planned.template, &planned.revision)).collect();
     let all =
         || inventory.templates.iter().flat_map(|template| template.revisions.iter().map(move |one| (template, one)));
     let goes = |template: &TemplateId, revision: &RevisionId| going.contains(&(template, revision));
-    let keys: HashSet<CacheKey> =
-        all().filter(|(template, one)| goes(&template.id, &one.id)).flat_map(|(_, one)| &one.keys).copied().collect();
+    let theirs = all().filter(|(template, one)| goes(&template.id, &one.id)).flat_map(|(_, one)| &one.keys).copied();
+    let keys: HashSet<CacheKey> = theirs.chain(keys_of(core, plan.leftovers.iter())).collect();
     let mut heirs: HashMap<CacheKey, Vec<(Option<jiff::Timestamp>, KeyHint)>> = HashMap::new();
     for (template, one) in all().filter(|(template, one)| !goes(&template.id, &one.id)) {
         for key in one.keys.iter().filter(|key| keys.contains(*key)) {

@@ -96,6 +96,8 @@ pub enum CurrentState {
     Revision(RevisionId),
     /// Something that does not exist: which revision was meant is to be found out before any is removed.
     Dangling,
+    /// It, its log, or the revisions can't be read, which is to be mended before any is removed.
+    Unreadable,
 }
 
 /// One revision.
@@ -114,6 +116,8 @@ pub struct RevisionState {
     pub build_seconds: Option<f64>,
     /// Who uses it. `Some` of nobody: somebody whom this user can't see.
     pub holders: Option<Vec<Holder>>,
+    /// It is marked as damaged, and offered to nobody.
+    pub damaged: bool,
     /// What it takes, as far as that was measured.
     pub footprint: Footprint,
     /// The number of its directory's inode: another one is another revision.
@@ -141,6 +145,7 @@ impl RevisionState {
             last_used: Some(published_at),
             build_seconds: None,
             holders: None,
+            damaged: false,
             footprint: Footprint::default(),
             inode: 0,
             keys: Vec::new(),

@@ -1,12 +1,14 @@
 //! What dead processes left behind. Looking for it changes nothing: the sweep asks again before it takes anything.
 
+use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rayon::prelude::*;
 
-use super::inventory::{Footprint, Inventory, Leftover, LeftoverKind};
+use super::inventory::{CurrentState, Footprint, Inventory, Leftover, LeftoverKind};
 use super::measure::Meter;
+use super::plan::PlannedLeftover;
 use crate::core::Core;
 use crate::error::Result;
 use crate::format::LeaseNote;
@@ -15,6 +17,7 @@ use crate::fs::process::{self, Identity};
 use crate::fs::read::{self, Metadata, Name};
 use crate::id::{CacheKey, Digest, RevisionId, TemplateId};
 use crate::instance::Known;
+use crate::keys;
 use crate::leases;
 
 /// Finds all of it, and where the objects are.
@@ -25,12 +28,20 @@ pub(super) fn find(core: &Core, inventory: &mut Inventory, meter: &mut Meter, in
         let footprint = meter.tree(inventory, &path)?;
         found.push(leftover(core, LeftoverKind::Trash, &path, footprint));
     }
-    for path in unheld(&core.layout.drafts())? {
+    for path in unheld(&core.layout.drafts())?.into_iter().chain(shut(&core.layout.drafts())?) {
         let footprint = meter.tree(inventory, &path)?;
         found.push(leftover(core, LeftoverKind::Draft, &path, footprint));
     }
+    let unknown = keys(core, inventory, |key| !meter.has_key(key))?;
+    // Who deletes revisions by hand leaves these behind. Otherwise nobody looks into every entry.
+    if !unknown.is_empty() || found.iter().any(|leftover| leftover.kind == LeftoverKind::Object) {
+        let there = revisions(inventory);
+        let is_there = |template: &TemplateId, revision: &RevisionId| there.contains(&(template, revision));
+        let dangling = keys(core, inventory, |key| meter.has_key(key) && keys::dangles(core, key, is_there))?;
+        found.extend(dangling.iter().map(|path| leftover(core, LeftoverKind::Key, path, Footprint::default())));
+    }
     let small = [
-        (LeftoverKind::Key, keys(core, meter)?),
+        (LeftoverKind::Key, unknown),
         (LeftoverKind::Lock, locks(core)?),
         (LeftoverKind::Lease, dead_notes(core)?),
         (LeftoverKind::Pin, expired_pins(core, inventory)),
@@ -66,6 +77,24 @@ pub(super) fn unheld(dir: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// Directories of this user's that nobody can open, and that nobody holds as far as the system shows: a builder has
+/// taken its own rights away, and died.
+fn shut(dir: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
+    let mut found = Vec::new();
+    for entry in read::list(dir)?.into_iter().filter(|entry| entry.is_dir) {
+        let path = dir.join(entry.name);
+        let Some(metadata) = read::metadata_if_there(&path)? else { continue };
+        if metadata.uid() == read::user() && metadata.mode() & 0o400 == 0 && read::user() != 0 {
+            found.push((metadata.ino(), path));
+        }
+    }
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let Some(locked) = process::locked_inodes() else { return Ok(Vec::new()) };
+    Ok(found.into_iter().filter(|(inode, _)| !locked.contains(inode)).map(|(_, path)| path).collect())
 }
 
 /// The locks of builds that are over. A directory there is nobody's lock, and stays.
@@ -137,15 +166,34 @@ pub(super) fn digest_of(shard: &str, name: &str) -> Option<Digest> {
     format!("{shard}{name}").parse().ok()
 }
 
-/// The entries of keys that no revision has.
-fn keys(core: &Core, meter: &Meter) -> Result<Vec<Utf8PathBuf>> {
-    let unknown = |shard: Name| {
+/// The entries of such keys; none where not all revisions can be seen.
+fn keys(core: &Core, inventory: &Inventory, is_such: impl Fn(&CacheKey) -> bool + Sync) -> Result<Vec<Utf8PathBuf>> {
+    if inventory.templates.iter().any(|template| template.current == CurrentState::Unreadable) {
+        return Ok(Vec::new());
+    }
+    let such = |shard: Name| {
         let dir = core.layout.keys().join(&shard.name);
-        let is_unknown = |name: &String| key_of(&shard.name, name).is_some_and(|key| !meter.has_key(&key));
-        Ok(read::names(&dir)?.into_iter().filter(is_unknown).map(|name| dir.join(name)).collect())
+        let is_such = |name: &String| key_of(&shard.name, name).is_some_and(|key| is_such(&key));
+        Ok(read::names(&dir)?.into_iter().filter(is_such).map(|name| dir.join(name)).collect())
     };
     let shards = read::list(&core.layout.keys())?.into_par_iter().filter(|entry| entry.is_dir);
-    Ok(shards.map(unknown).collect::<Result<Vec<Vec<_>>>>()?.concat())
+    Ok(shards.map(such).collect::<Result<Vec<Vec<_>>>>()?.concat())
+}
+
+fn revisions(inventory: &Inventory) -> HashSet<(&TemplateId, &RevisionId)> {
+    let templates = inventory.templates.iter();
+    templates.flat_map(|template| template.revisions.iter().map(|state| (&template.id, &state.id))).collect()
+}
+
+/// The keys of the entries among what was left behind.
+pub(super) fn keys_of<'a>(core: &Core, leftovers: impl Iterator<Item = &'a PlannedLeftover>) -> Vec<CacheKey> {
+    let dir = core.layout.keys();
+    let of = |leftover: &PlannedLeftover| {
+        let path = core.layout.root().join(&leftover.path);
+        let (shard, name) = path.strip_prefix(&dir).ok()?.as_str().split_once('/')?;
+        key_of(shard, name)
+    };
+    leftovers.filter(|leftover| leftover.kind == LeftoverKind::Key).filter_map(of).collect()
 }
 
 /// The key that an entry's name says.
@@ -161,7 +209,8 @@ fn dead_notes(core: &Core) -> Result<Vec<Utf8PathBuf>> {
         let dir = core.layout.leases().join(&entry.name);
         let names = read::names(&dir)?;
         let held = is_held(core, &entry.name)?;
-        let dead = names.iter().filter(|name| !held || is_dead(&dir.join(name), &here));
+        let is_over = |note: &Utf8Path| if held { is_dead(note, &here) } else { !leases::is_of_living(note, &here) };
+        let dead = names.iter().filter(|name| is_over(&dir.join(name)));
         let before = found.len();
         found.extend(dead.map(|name| dir.join(name)));
         if found.len() - before == names.len() {
@@ -175,7 +224,9 @@ fn dead_notes(core: &Core) -> Result<Vec<Utf8PathBuf>> {
 pub(super) fn is_held(core: &Core, name: &str) -> Result<bool> {
     let Some((template, revision)) = revision_of(name) else { return Ok(false) };
     let dir = core.layout.revision(&template, &revision);
-    Ok(read::exists(&dir)? && take_unheld(&dir)?.is_none() && read::exists(&dir)?)
+    // Where this user may not look, somebody may.
+    let is_there = || read::exists(&dir).unwrap_or(true);
+    Ok(is_there() && take_unheld(&dir)?.is_none() && is_there())
 }
 
 pub(super) fn is_dead(note: &Utf8Path, here: &Identity) -> bool {
@@ -200,7 +251,7 @@ fn marks_of_nothing(core: &Core) -> Result<Vec<Utf8PathBuf>> {
     let mut found = Vec::new();
     for name in read::names(&core.layout.damaged())? {
         let Some((template, revision)) = name.strip_suffix(".json").and_then(revision_of) else { continue };
-        if !read::exists(&core.layout.revision(&template, &revision))? {
+        if !read::exists(&core.layout.revision(&template, &revision)).unwrap_or(true) {
             found.push(core.layout.damaged().join(name));
         }
     }

@@ -117,7 +117,9 @@ impl Store {
     /// # Ok::<(), template_store::Error>(())
     /// ```
     pub fn apply_gc(&self, plan: &GcPlan, progress: &mut dyn Progress) -> Result<GcReport> {
-        let inventory = if plan.going().next().is_some() { scan(&self.core)?.0 } else { Inventory::default() };
+        let keys = plan.leftovers.iter().any(|leftover| leftover.kind == LeftoverKind::Key);
+        // Who else has a key that loses a revision is to be known.
+        let inventory = if keys || plan.going().next().is_some() { scan(&self.core)?.0 } else { Inventory::default() };
         let report = apply::apply(&self.core, plan, &inventory, progress)?;
         if report.is_astray() {
             catalog::forget(&self.core);

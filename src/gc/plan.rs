@@ -114,7 +114,7 @@ pub enum Reason {
     },
     /// Kept: it is among the newest.
     AmongLast {
-        /// 1 is the newest.
+        /// 1 is the newest; what is marked as damaged has the place of the next one that is not.
         place: u32,
         /// How many are kept.
         keep_last: u32,
@@ -134,6 +134,8 @@ pub enum Reason {
     Unreadable,
     /// Kept: `current` names nothing that exists, so any may be the one that was meant.
     CurrentUnknown,
+    /// Kept: `current` or its log can't be read, so any may be the one that it names, or that a rollback goes back to.
+    CurrentUnreadable,
     /// Goes: so many newer ones are kept.
     BeyondLast {
         /// 1 is the newest.
@@ -282,10 +284,12 @@ fn judge<'a>(inventory: &'a Inventory, policy: &Policy, now: Timestamp) -> Vec<J
         newest_first.sort_by(|(_, a), (_, b)| (b.published_at, &b.id).cmp(&(a.published_at, &a.id)));
         let mut place = 0;
         for (r, state) in newest_first {
-            let counts = matches!(state.standing, Standing::Published | Standing::Adopted);
-            place += u32::from(counts);
+            let is_ours = matches!(state.standing, Standing::Published | Standing::Adopted);
+            // A damaged one has the place of the next intact one: it stays as long as that, and drives none out.
+            let of_it = is_ours.then_some(place + 1);
+            place += u32::from(is_ours && !state.damaged);
             let pins = pins.get(&(&template.id, &state.id)).map_or(&[][..], Vec::as_slice);
-            let subject = Subject { template, state, place: counts.then_some(place), pins };
+            let subject = Subject { template, state, place: of_it, pins };
             judged.push(Judged { place: (t, r), state, planned: subject.judge(limits, policy.adopted, now) });
         }
     }
@@ -296,7 +300,7 @@ fn judge<'a>(inventory: &'a Inventory, policy: &Policy, now: Timestamp) -> Vec<J
 struct Subject<'a> {
     template: &'a TemplateState,
     state: &'a RevisionState,
-    /// Among those of its template that are ours; 1 is the newest.
+    /// Among the intact ones of its template that are ours; 1 is the newest.
     place: Option<u32>,
     pins: &'a [&'a Pin],
 }
@@ -330,6 +334,7 @@ impl Subject<'_> {
         match &template.current {
             CurrentState::Revision(current) if *current == state.id => reasons.push(Reason::Current),
             CurrentState::Dangling => reasons.push(Reason::CurrentUnknown),
+            CurrentState::Unreadable => reasons.push(Reason::CurrentUnreadable),
             _ => {}
         }
         let target = template.rollback.iter().take(limits.rollback as usize).position(|target| *target == state.id);

@@ -1,6 +1,8 @@
 //! The light pass over a store: of each revision the few facts that decide about it, and what the dead left behind.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
+use std::io::ErrorKind::PermissionDenied;
 use std::thread;
 
 use camino::Utf8Path;
@@ -14,11 +16,13 @@ use super::measure::Meter;
 use crate::activation::{self, Current};
 use crate::catalog::Catalog;
 use crate::core::Core;
+use crate::damage;
 use crate::error::Result;
 use crate::format::{ActivationLog, CatalogLine, RevisionSummary, Sizes};
 use crate::fs::handle::Handle;
 use crate::fs::lock::{BackOff, FORK_TIME, Flock, Mode, Patience};
-use crate::fs::{process, read};
+use crate::fs::process;
+use crate::fs::read::{self, Name};
 use crate::id::{CacheKey, RevisionId, TemplateId};
 use crate::instance;
 use crate::inventory;
@@ -37,7 +41,8 @@ pub(crate) fn scan(core: &Core) -> Result<(Inventory, Meter<'_>)> {
             ids.into_par_iter().map(|id| template(core, &catalog, &id)).collect();
         (templates, locked.join().ok().flatten())
     });
-    let templates = templates?;
+    let mut templates = templates?;
+    note_damage(core, &mut templates)?;
     let mut inventory = Inventory { templates, pins: pins::all(core)?, ..Inventory::default() };
     let (total, available) = read::space(core.layout.root())?;
     inventory.disk = DiskSpace { total, available, store: 0 };
@@ -46,6 +51,15 @@ pub(crate) fn scan(core: &Core) -> Result<(Inventory, Meter<'_>)> {
     let mut meter = Meter::new(core, key_counts(&inventory), instance::links(&instances))?;
     leftovers::find(core, &mut inventory, &mut meter, &instances)?;
     Ok((inventory, meter))
+}
+
+/// Notes which revisions are marked as damaged.
+fn note_damage(core: &Core, templates: &mut [TemplateState]) -> Result<()> {
+    for (template, revision) in damage::marked(core)? {
+        let Ok(at) = templates.binary_search_by(|state| state.id.cmp(&template)) else { continue };
+        templates[at].revisions.iter_mut().filter(|state| state.id == revision).for_each(|state| state.damaged = true);
+    }
+    Ok(())
 }
 
 /// What there is of a template. `current` and the revisions are read one after the other: who swaps and removes between
@@ -59,21 +73,62 @@ fn template(core: &Core, catalog: &Catalog, id: &TemplateId) -> Result<TemplateS
     }
 }
 
+/// A template of which something can't be read loses nothing, and keeps no other from being collected.
 fn look(core: &Core, catalog: &Catalog, id: &TemplateId) -> Result<TemplateState> {
-    let artifacts = core.layout.artifacts(id);
-    let mut found: Vec<(RevisionId, u64)> = Vec::new();
-    for entry in read::list(&artifacts)?.into_iter().filter(|entry| entry.is_dir) {
-        found.extend(entry.name.parse().ok().map(|id| (id, entry.inode)));
-    }
+    let mut template = TemplateState::new(id.clone());
+    let found = match read::list(&core.layout.artifacts(id)) {
+        Ok(found) => found,
+        Err(error) => return Ok(unreadable(template, &error)),
+    };
+    let heads = heads(core, id);
+    let used = heads.as_ref().map(|(_, log)| last_uses(log)).unwrap_or_default();
+    template.revisions = revisions(core, catalog, id, found, &used)?;
+    let (current, log) = match heads {
+        Ok(heads) => heads,
+        Err(error) => return Ok(unreadable(template, &error)),
+    };
+    let ids: HashSet<&RevisionId> = template.revisions.iter().map(|state| &state.id).collect();
+    let exists = |revision: &RevisionId| ids.contains(revision);
+    template.rollback = match log.entries.is_empty() {
+        false => rollback_targets(&log, current.revision(), usize::MAX, exists),
+        true => published_before(&template.revisions, current.revision()),
+    };
+    template.current = match current {
+        Current::Unset => CurrentState::Unset,
+        Current::Revision(revision) if exists(&revision) => CurrentState::Revision(revision),
+        _ => CurrentState::Dangling,
+    };
+    Ok(template)
+}
+
+fn heads(core: &Core, id: &TemplateId) -> Result<(Current, ActivationLog)> {
     let current = activation::current(core, id)?;
     let log = activation::log(core, id, &current)?;
-    let used = last_uses(&log);
+    Ok((current, log))
+}
+
+fn unreadable(mut template: TemplateState, error: &dyn Display) -> TemplateState {
+    tracing::warn!("nothing is collected in template {}: {error}", template.id);
+    template.current = CurrentState::Unreadable;
+    template
+}
+
+fn revisions(
+    core: &Core,
+    catalog: &Catalog,
+    id: &TemplateId,
+    found: Vec<Name>,
+    used: &HashMap<&RevisionId, Timestamp>,
+) -> Result<Vec<RevisionState>> {
+    let artifacts = core.layout.artifacts(id);
+    let found = found.into_par_iter().filter(|entry| entry.is_dir);
+    let found = found.filter_map(|entry| Some((entry.name.parse::<RevisionId>().ok()?, entry.inode)));
     let directory = read::Directory::open(&artifacts)?;
     let record = |revision: &RevisionId| {
         let below = Utf8Path::new(revision.as_str()).join(REVISION_JSON);
         directory.as_ref()?.bytes_if_there(&below).ok().flatten()
     };
-    let revisions = found.into_par_iter().map(|(revision, inode)| {
+    let revisions = found.map(|(revision, inode)| {
         let last_used = used.get(&revision).copied();
         let line = directory.as_ref().and_then(|directory| catalog.find(directory, id, &revision));
         if let Some(line) = line.filter(|line| line.inode == inode) {
@@ -82,28 +137,31 @@ fn look(core: &Core, catalog: &Catalog, id: &TemplateId) -> Result<TemplateState
         if let Some(bytes) = record(&revision) {
             return Ok(Some(state(revision, inode, Some(bytes), last_used)));
         }
-        let again = look_again(&artifacts.join(revision.as_str()))?;
+        let again = look_again(&artifacts.join(revision.as_str()), inode)?;
         Ok(again.map(|(inode, bytes)| state(revision, inode, bytes, last_used)))
     });
-    let revisions: Vec<RevisionState> = revisions.filter_map(Result::transpose).collect::<Result<_>>()?;
-    let ids: HashSet<&RevisionId> = revisions.iter().map(|state| &state.id).collect();
-    let exists = |revision: &RevisionId| ids.contains(revision);
-    let rollback = rollback_targets(&log, current.revision(), usize::MAX, exists);
-    let current = match current {
-        Current::Unset => CurrentState::Unset,
-        Current::Revision(revision) if exists(&revision) => CurrentState::Revision(revision),
-        _ => CurrentState::Dangling,
-    };
-    Ok(TemplateState { id: id.clone(), current, rollback, revisions })
+    revisions.filter_map(Result::transpose).collect()
+}
+
+/// What takes the place of the targets of rollbacks where the log is lost: what was published last, but for `current`.
+fn published_before(revisions: &[RevisionState], current: Option<&RevisionId>) -> Vec<RevisionId> {
+    let Some(current) = current else { return Vec::new() };
+    let mut newest_first: Vec<_> = revisions.iter().filter(|state| state.id != *current).collect();
+    newest_first.sort_by(|a, b| (b.published_at, &b.id).cmp(&(a.published_at, &a.id)));
+    newest_first.into_iter().map(|state| state.id.clone()).collect()
 }
 
 /// The second look at a revision whose record was not found: the number of its inode, and the record.
 ///
 /// Whoever removes it meanwhile removes it from the plan, and may make it again. It has no record if one and the same
 /// directory had none, before and after.
-fn look_again(dir: &Utf8Path) -> Result<Option<(u64, Option<Vec<u8>>)>> {
+fn look_again(dir: &Utf8Path, inode: u64) -> Result<Option<(u64, Option<Vec<u8>>)>> {
     loop {
-        let Some(named) = Handle::of(dir)? else { return Ok(None) };
+        let named = match Handle::of(dir) {
+            Err(error) if error.kind() == PermissionDenied => return Ok(Some((inode, None))),
+            named => named?,
+        };
+        let Some(named) = named else { return Ok(None) };
         let bytes = read::bytes_if_there(&dir.join(REVISION_JSON)).ok().flatten();
         if bytes.is_some() || named.still_named()? {
             return Ok(Some((named.inode()?, bytes)));
@@ -218,12 +276,12 @@ fn name(inventory: &Inventory, (t, r): (usize, usize)) -> (TemplateId, RevisionI
     (inventory.templates[t].id.clone(), inventory.templates[t].revisions[r].id.clone())
 }
 
-/// Those of the places that somebody holds.
+/// Those of the places that somebody holds, or that a living process has noted.
 fn held(core: &Core, inventory: &Inventory, places: &[(usize, usize)]) -> Result<Vec<(usize, usize)>> {
     let mut held = Vec::new();
     for &(t, r) in places {
         let (template, revision) = (&inventory.templates[t].id, &inventory.templates[t].revisions[r].id);
-        if is_held(core, template, revision)? {
+        if is_held(core, template, revision)? || leases::is_noted(core, template, revision)? {
             held.push((t, r));
         }
     }
@@ -235,6 +293,8 @@ fn is_held(core: &Core, template: &TemplateId, revision: &RevisionId) -> Result<
     match Flock::take(&core.layout.revision(template, revision), Mode::Exclusive, Patience::None) {
         Ok(lock) => Ok(lock.is_none()),
         Err(error) if error.is_not_found() => Ok(false),
+        // Who can't ask must take it for held.
+        Err(error) if error.kind() == PermissionDenied => Ok(true),
         Err(error) => Err(error.into()),
     }
 }

@@ -1,6 +1,7 @@
 //! Removing what dead processes left behind: each thing is asked about again before it goes.
 
 use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::de::IgnoredAny;
@@ -20,18 +21,23 @@ use crate::id::{PinName, TemplateId};
 use crate::instance;
 use crate::keys;
 use crate::layout::{ARTIFACTS, REVISION_JSON};
+use crate::leases;
 use crate::objects;
 use crate::pins;
 use crate::trash::{self, Heirs};
 
 /// Removes what a plan found left behind, as far as nobody has taken it up since, and the objects that only it had.
-pub(super) fn sweep(core: &Core, leftovers: &[PlannedLeftover]) -> Result<(Vec<Swept>, Vec<FailedSweep>)> {
+pub(super) fn sweep(
+    core: &Core,
+    leftovers: &[PlannedLeftover],
+    heirs: &Heirs,
+) -> Result<(Vec<Swept>, Vec<FailedSweep>)> {
     let inode = read::inode_size(core.layout.root())?;
     let (mut swept, mut failed) = (Vec::new(), Vec::new());
     let mut orphans = HashSet::new();
     for leftover in leftovers {
         let Some(path) = Place::of(core, leftover) else { continue };
-        match one(core, path, &mut orphans) {
+        match one(core, path, heirs, &mut orphans) {
             Ok(None) => {}
             Ok(Some(removed)) => {
                 let freed = removed.bytes + removed.inodes * inode;
@@ -82,11 +88,15 @@ impl Place<'_> {
 }
 
 /// Removes one thing; `None` if it is of use again, or gone.
-fn one(core: &Core, place: Place, orphans: &mut HashSet<u64>) -> Result<Option<Removed>> {
+fn one(core: &Core, place: Place, heirs: &Heirs, orphans: &mut HashSet<u64>) -> Result<Option<Removed>> {
     let path = place.path.as_path();
     match (place.kind, place.parts.as_slice()) {
         (LeftoverKind::Trash, _) => empty(core, path, orphans),
         (LeftoverKind::Draft, _) => {
+            let Some(metadata) = read::metadata_if_there(path)? else { return Ok(None) };
+            if metadata.is_dir() && metadata.uid() == read::user() {
+                core.disk.open_up(path, &metadata)?;
+            }
             let Some(_held) = take_abandoned(path)? else { return Ok(None) };
             settle_exchanges(core, path)?;
             note_objects(path, orphans)?;
@@ -97,15 +107,19 @@ fn one(core: &Core, place: Place, orphans: &mut HashSet<u64>) -> Result<Option<R
             None => Ok(None),
         },
         (LeftoverKind::Key, [shard, name]) => match key_of(shard, name) {
-            Some(key) => some(keys::prune(core, &key)?),
+            Some(key) => some(keys::prune(core, &key, heirs.get(&key).map_or(&[], Vec::as_slice))?),
             None => Ok(None),
         },
         (LeftoverKind::Lock, _) => match take_abandoned(path)? {
             Some(_held) => unlink(core, path),
             None => Ok(None),
         },
-        (LeftoverKind::Lease, [name, _]) if !is_held(core, name)? || is_dead(path, &process::identity()) => {
-            unlink(core, path)
+        (LeftoverKind::Lease, [name, _]) => {
+            let here = process::identity();
+            match is_dead(path, &here) || !is_held(core, name)? && !leases::is_of_living(path, &here) {
+                true => unlink(core, path),
+                false => Ok(None),
+            }
         }
         (LeftoverKind::Lease, [_]) => Ok(rmdir(core, path)),
         (LeftoverKind::Pin, [name]) => expired_pin(core, path, name),

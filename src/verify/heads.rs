@@ -187,6 +187,7 @@ impl Look<'_> {
             };
             let dir = layout.revision(self.id, &target);
             if matches!(read::metadata_if_there(&dir), Ok(Some(found)) if found.is_dir()) {
+                self.history();
                 return self.alias();
             }
             // It may have been swapped and removed between the two.
@@ -195,6 +196,21 @@ impl Look<'_> {
                 self.add(FindingKind::DanglingCurrent, Severity::Error, path, detail, Subject::Current);
                 return self.alias();
             }
+        }
+    }
+
+    /// The line of a revision is there before it is current; only mvm writes none.
+    fn history(&mut self) {
+        let layout = &self.scan.core.layout;
+        let path = layout.activations(self.id);
+        let ours = matches!(read::link_if_there(&layout.alias(self.id)), Ok(Some(target)) if target == ARTIFACTS);
+        if !ours || self.found.iter().any(|finding| finding.path == path) {
+            return;
+        }
+        let Ok((_, lines)) = activation::lines(self.scan.core, self.id) else { return };
+        if ActivationLog::parse(&lines, Some("")).entries.is_empty() {
+            let detail = "it says of no revision that it was current: a rollback has nothing to go back to".to_owned();
+            self.add(FindingKind::Missing, Severity::Warning, path, detail, Subject::Log);
         }
     }
 

@@ -217,7 +217,10 @@ impl Look<'_> {
         match read::metadata_if_there(&self.scan.core.layout.object(&content.blake3)) {
             Ok(None) => {
                 let detail = "no object has its bytes: the next file with them will not share its blocks";
-                let finding = finding(FindingKind::Unshared, Severity::Warning, detail);
+                // Where several users publish, the object may have been another's, who has removed the revision.
+                let by_many = self.scan.core.public_mode().is_ok_and(|mode| mode & 0o020 != 0);
+                let severity = if by_many { Severity::Note } else { Severity::Warning };
+                let finding = finding(FindingKind::Unshared, severity, detail);
                 self.scan.suspect(finding, Doubt::NoObject(content.blake3));
             }
             Ok(Some(object))

@@ -35,7 +35,8 @@ fn keeps(reason: &Reason) -> bool {
         | Reason::NotOurs
         | Reason::Adopted
         | Reason::Unreadable
-        | Reason::CurrentUnknown => true,
+        | Reason::CurrentUnknown
+        | Reason::CurrentUnreadable => true,
         Reason::BeyondLast { .. } | Reason::Older { .. } | Reason::ForSpace { .. } => false,
         other => panic!("a new reason: {other:?}"),
     }
@@ -62,7 +63,7 @@ fn is_root(inventory: &Inventory, policy: &Policy, template: &TemplateState, sta
     pinned
         || not_ours
         || is_current
-        || template.current == CurrentState::Dangling
+        || matches!(template.current, CurrentState::Dangling | CurrentState::Unreadable)
         || state.holders.is_some()
         || state.published_at.is_none()
         || template.rollback.iter().take(depth(policy, template)).any(|target| *target == state.id)

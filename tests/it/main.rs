@@ -13,6 +13,7 @@ mod gc;
 mod gc_config;
 mod gc_plan;
 mod gc_skips;
+mod gc_strange;
 mod gc_sweep;
 mod holes;
 mod hostile;

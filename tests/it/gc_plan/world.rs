@@ -60,7 +60,11 @@ prop_compose! {
     fn template()(
         revisions in vec(revision(), 0..8),
         current in prop_oneof![1 => Just(None), 8 => any::<prop::sample::Index>().prop_map(Some)],
-        dangling in bool::weighted(0.05),
+        strange in prop_oneof![
+            18 => Just(None),
+            1 => Just(Some(CurrentState::Dangling)),
+            1 => Just(Some(CurrentState::Unreadable)),
+        ],
         rollback in vec(any::<prop::sample::Index>(), 0..5),
     ) -> TemplateState {
         let mut template = TemplateState::new(id("none"));
@@ -79,8 +83,8 @@ prop_compose! {
                 }
             }
         }
-        if dangling {
-            template.current = CurrentState::Dangling;
+        if let Some(strange) = strange {
+            template.current = strange;
         }
         template
     }
