@@ -117,21 +117,25 @@ pub(crate) fn activate(core: &Core, lock: &TemplateLock, revision: &RevisionId, 
     unmark(core, id)
 }
 
-/// Gives `current` the text that resolves on disk, durably; it goes on naming the same revision, which is there.
+/// Gives `current` the text that resolves on disk, and a line in the log, durably; it goes on naming the same revision,
+/// which is there.
 ///
 /// A crash leaves the old text or the new one. Says whether there was anything to do.
 pub(crate) fn respell(core: &Core, lock: &TemplateLock, revision: &RevisionId) -> Result<bool> {
     let id = &lock.id;
     let target = current_target(revision);
     ensure_alias(core, id)?;
-    if read::link_if_there(&core.layout.current(id))?.as_ref() == Some(&target) {
-        settle(core, id)?;
-        return Ok(false);
-    }
     let now = Current::Revision(revision.clone());
-    // After a crash, the line may be there already.
-    if end_of_log(core, id, &now)?.and_then(|(end, _)| end.last).as_ref() != Some(revision) {
-        append(core, id, &now, &Activation::new(revision.clone(), core.now(), Action::Other))?;
+    // After a crash, the line may be there already; whoever wrote it may have died before it was synced.
+    let log = core.layout.activations(id);
+    match end_of_log(core, id, &now)?.and_then(|(end, _)| end.last).as_ref() == Some(revision) {
+        true => core.disk.fsync(&read::open(&log)?, &log)?,
+        false => append(core, id, &now, &Activation::new(revision.clone(), core.now(), Action::Other))?,
+    }
+    if read::link_if_there(&core.layout.current(id))?.as_ref() == Some(&target) {
+        core.disk.fsync_dir(&core.layout.template(id))?;
+        unmark(core, id)?;
+        return Ok(false);
     }
     mark(core, id)?;
     core.disk.swap_link(&core.layout.template(id), "current", &target)?;

@@ -65,7 +65,7 @@ pub struct Bytes {
     pub shared: u64,
     /// The part of `on_disk` that nobody else has.
     pub exclusive: u64,
-    /// What its removal frees: `exclusive`, and what the index has of it.
+    /// What its removal frees: `exclusive`, but for what the file system keeps of the inodes, and what the index has.
     pub freed_if_removed: u64,
     /// The part of `shared` that only instances have as well: it is freed with the last of those.
     pub held_by_instances: u64,
@@ -155,6 +155,7 @@ fn union<'a>(footprints: impl Iterator<Item = &'a Footprint>) -> Footprint {
     let mut names: BTreeMap<usize, u32> = BTreeMap::new();
     for footprint in footprints {
         all.own += footprint.own;
+        all.inodes += footprint.inodes;
         for &(at, count) in &footprint.shared {
             *names.entry(at).or_default() += count;
         }

@@ -405,10 +405,19 @@ pub(crate) fn sharing(path: &Utf8Path) -> Result<Sharing> {
     })
 }
 
-/// What an inode takes beside its blocks, in bytes. XFS makes room for inodes as they are needed, and gives it back;
-/// they have 512 bytes unless somebody chose otherwise (mkfs.xfs(8)). Other file systems have theirs from the start.
-pub(crate) fn inode_size(path: &Utf8Path) -> Result<u64> {
-    Ok(if kind(path)? == XFS { 512 } else { 0 })
+/// Bytes of an inode beside its blocks.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct InodeSize {
+    pub taken: u64,
+    /// What comes back when it goes, as far as can be told.
+    pub freed: u64,
+}
+
+/// What inodes take on a file system. XFS makes room for them as they are needed; they have 512 bytes unless somebody chose
+/// otherwise (mkfs.xfs(8)). It gives them back 64 at a time, when the last of those is gone: which share one with what
+/// stays is not known, so half of them are taken to come back. Other file systems have theirs from the start.
+pub(crate) fn inode_size(path: &Utf8Path) -> Result<InodeSize> {
+    Ok(if kind(path)? == XFS { InodeSize { taken: 512, freed: 256 } } else { InodeSize::default() })
 }
 
 /// Whether a file has blocks in common with another one.

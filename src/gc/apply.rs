@@ -142,7 +142,7 @@ fn collect(core: &Core, plan: &GcPlan, template: &TemplateId, victims: &[&Planne
     });
     match removed {
         Ok(removed) => {
-            let inode = read::inode_size(core.layout.root()).unwrap_or_default();
+            let inode = read::inode_size(core.layout.root()).unwrap_or_default().freed;
             for (revision, Removed { bytes, inodes }) in removed {
                 let Some(planned) = buried.remove(&revision) else { continue };
                 let freed = bytes + inodes * inode;

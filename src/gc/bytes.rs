@@ -26,12 +26,13 @@ impl<'a> Freed<'a> {
 
     /// Takes something away; gives the bytes that are freed with it, after all that went before.
     pub fn take(&mut self, footprint: &Footprint) -> u64 {
-        let mut bytes = footprint.own;
+        let mut bytes = self.inventory.freed_of(footprint.own, footprint.inodes);
         for &(at, names) in &footprint.shared {
             let shared = &self.inventory.shared[at];
             self.names[at] += names;
             if self.names[at] == shared.holders {
-                bytes += shared.bytes + shared.shard.map_or(0, |shard| self.take_entry(shard));
+                bytes +=
+                    self.inventory.freed_of(shared.bytes, 1) + shared.shard.map_or(0, |shard| self.take_entry(shard));
             } else if self.names[at] + shared.instances == shared.holders {
                 self.held += shared.bytes;
             }
@@ -50,25 +51,32 @@ impl<'a> Freed<'a> {
     fn take_entry(&mut self, shard: usize) -> u64 {
         self.entries[shard] += 1;
         let Some(directory) = self.inventory.shards.get(shard) else { return 0 };
-        if self.entries[shard] == directory.entries { directory.bytes } else { 0 }
+        if self.entries[shard] == directory.entries { self.inventory.freed_of(directory.bytes, 1) } else { 0 }
+    }
+}
+
+impl Inventory {
+    /// What comes back of what so many inodes take.
+    fn freed_of(&self, bytes: u64, inodes: u64) -> u64 {
+        bytes.saturating_sub(inodes * self.kept_of_inode)
     }
 }
 
 /// The bytes that are freed if this goes and nothing else.
 pub(crate) fn alone(inventory: &Inventory, footprint: &Footprint) -> u64 {
-    let mut bytes = footprint.own;
+    let mut bytes = inventory.freed_of(footprint.own, footprint.inodes);
     let mut shards: Vec<usize> = Vec::new();
     for &(at, names) in &footprint.shared {
         let shared = &inventory.shared[at];
         if names == shared.holders {
-            bytes += shared.bytes;
+            bytes += inventory.freed_of(shared.bytes, 1);
             shards.extend(shared.shard);
         }
     }
     shards.sort_unstable();
     for same in shards.chunk_by(|a, b| a == b) {
         let shard = &inventory.shards[same[0]];
-        bytes += if same.len() as u32 == shard.entries { shard.bytes } else { 0 };
+        bytes += if same.len() as u32 == shard.entries { inventory.freed_of(shard.bytes, 1) } else { 0 };
     }
     bytes
 }

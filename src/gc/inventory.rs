@@ -33,6 +33,8 @@ pub struct Inventory {
     pub disk: DiskSpace,
     /// What the bytes are worth.
     pub bound: Bound,
+    /// The bytes of an inode, beside its blocks, that the file system is taken to keep when it goes.
+    pub kept_of_inode: u64,
 }
 
 impl Inventory {
@@ -173,6 +175,8 @@ pub enum Standing {
 pub struct Footprint {
     /// Bytes that nothing else holds: its directories, and files with one name.
     pub own: u64,
+    /// How many these are.
+    pub inodes: u64,
     /// What it holds together with others: the place in [`Inventory::shared`], and how many names it has there.
     pub shared: Vec<(usize, u32)>,
 }

@@ -21,14 +21,20 @@ use crate::keys;
 use crate::leases;
 
 /// Finds all of it, and where the objects are.
-pub(super) fn find(core: &Core, inventory: &mut Inventory, meter: &mut Meter, instances: &[Known]) -> Result<()> {
+pub(super) fn find(
+    core: &Core,
+    inventory: &mut Inventory,
+    meter: &mut Meter,
+    instances: &[Known],
+    marked: &[(TemplateId, RevisionId)],
+) -> Result<()> {
     // The objects first: what the others free depends on who else has a name for it.
     let mut found = objects(core, inventory, meter)?;
     for path in unheld(&core.layout.trash())? {
         let footprint = meter.tree(inventory, &path)?;
         found.push(leftover(core, LeftoverKind::Trash, &path, footprint));
     }
-    for path in unheld(&core.layout.drafts())?.into_iter().chain(shut(&core.layout.drafts())?) {
+    for path in unheld(&core.layout.drafts())? {
         let footprint = meter.tree(inventory, &path)?;
         found.push(leftover(core, LeftoverKind::Draft, &path, footprint));
     }
@@ -45,7 +51,7 @@ pub(super) fn find(core: &Core, inventory: &mut Inventory, meter: &mut Meter, in
         (LeftoverKind::Lock, locks(core)?),
         (LeftoverKind::Lease, dead_notes(core)?),
         (LeftoverKind::Pin, expired_pins(core, inventory)),
-        (LeftoverKind::Mark, marks_of_nothing(core)?),
+        (LeftoverKind::Mark, marks_of_nothing(core, marked)),
         (
             LeftoverKind::Instance,
             instances.iter().filter(|known| known.is_gone()).map(|known| known.link.clone()).collect(),
@@ -54,7 +60,7 @@ pub(super) fn find(core: &Core, inventory: &mut Inventory, meter: &mut Meter, in
     for (kind, paths) in small {
         for path in paths {
             let Some(metadata) = read::metadata_if_there(&path)? else { continue };
-            let footprint = Footprint { own: meter.bytes(&metadata), shared: Vec::new() };
+            let footprint = meter.one(&metadata);
             found.push(leftover(core, kind, &path, footprint));
         }
     }
@@ -69,32 +75,27 @@ fn leftover(core: &Core, kind: LeftoverKind, path: &Utf8Path, footprint: Footpri
 
 /// What is in a directory and held by nobody.
 pub(super) fn unheld(dir: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
-    let mut found = Vec::new();
+    let (mut found, mut shut) = (Vec::new(), Vec::new());
     for name in read::names(dir)? {
         let path = dir.join(name);
-        if take_unheld(&path)?.is_some() {
-            found.push(path);
+        match take_unheld(&path)? {
+            Some(_) => found.push(path),
+            None => shut.extend(read::metadata_if_there(&path)?.filter(is_shut).map(|metadata| (metadata.ino(), path))),
         }
+    }
+    // Of those, the system says whether somebody has the lock; the sweep opens them up, and asks itself.
+    if !shut.is_empty()
+        && let Some(locked) = process::locked_inodes()
+    {
+        found.extend(shut.into_iter().filter(|(inode, _)| !locked.contains(inode)).map(|(_, path)| path));
     }
     Ok(found)
 }
 
-/// Directories of this user's that nobody can open, and that nobody holds as far as the system shows: a builder has
-/// taken its own rights away, and died.
-fn shut(dir: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
-    let mut found = Vec::new();
-    for entry in read::list(dir)?.into_iter().filter(|entry| entry.is_dir) {
-        let path = dir.join(entry.name);
-        let Some(metadata) = read::metadata_if_there(&path)? else { continue };
-        if metadata.uid() == read::user() && metadata.mode() & 0o400 == 0 && read::user() != 0 {
-            found.push((metadata.ino(), path));
-        }
-    }
-    if found.is_empty() {
-        return Ok(Vec::new());
-    }
-    let Some(locked) = process::locked_inodes() else { return Ok(Vec::new()) };
-    Ok(found.into_iter().filter(|(inode, _)| !locked.contains(inode)).map(|(_, path)| path).collect())
+/// Whether it is a directory of this user's that nobody can open: a builder has taken its own rights away.
+fn is_shut(metadata: &Metadata) -> bool {
+    let user = read::user();
+    metadata.is_dir() && metadata.uid() == user && metadata.mode() & 0o400 == 0 && user != 0
 }
 
 /// The locks of builds that are over. A directory there is nobody's lock, and stays.
@@ -149,7 +150,7 @@ fn objects(core: &Core, inventory: &mut Inventory, meter: &mut Meter) -> Result<
             let path = dir.join(&object.name);
             let Some(metadata) = read::metadata_if_there(&path)? else { continue };
             if is_unused(&metadata) {
-                let footprint = Footprint { own: meter.bytes(&metadata), shared: Vec::new() };
+                let footprint = meter.one(&metadata);
                 found.push(Leftover { shard: Some(at), ..leftover(core, LeftoverKind::Object, &path, footprint) });
             }
         }
@@ -247,13 +248,9 @@ fn expired_pins(core: &Core, inventory: &Inventory) -> Vec<Utf8PathBuf> {
 }
 
 /// Marks on revisions that are gone.
-fn marks_of_nothing(core: &Core) -> Result<Vec<Utf8PathBuf>> {
-    let mut found = Vec::new();
-    for name in read::names(&core.layout.damaged())? {
-        let Some((template, revision)) = name.strip_suffix(".json").and_then(revision_of) else { continue };
-        if !read::exists(&core.layout.revision(&template, &revision)).unwrap_or(true) {
-            found.push(core.layout.damaged().join(name));
-        }
-    }
-    Ok(found)
+fn marks_of_nothing(core: &Core, marked: &[(TemplateId, RevisionId)]) -> Vec<Utf8PathBuf> {
+    let is_gone = |(template, revision): &&(TemplateId, RevisionId)| {
+        !read::exists(&core.layout.revision(template, revision)).unwrap_or(true)
+    };
+    marked.iter().filter(is_gone).map(|(template, revision)| core.layout.damage_mark(template, revision)).collect()
 }

@@ -9,7 +9,7 @@ use super::inventory::{Bound, Footprint, Inventory, Shard, Shared, SharedKind};
 use crate::core::Core;
 use crate::error::{PathError, Result};
 use crate::format::OBJECT_MIN_SIZE;
-use crate::fs::read::{self, FileId, Metadata, Sharing};
+use crate::fs::read::{self, FileId, InodeSize, Metadata, Sharing};
 use crate::fs::size::{self, Counted, Found};
 use crate::id::CacheKey;
 
@@ -18,8 +18,7 @@ use crate::id::CacheKey;
 pub(crate) struct Meter<'a> {
     core: &'a Core,
     sharing: Sharing,
-    /// What an inode takes beside its blocks.
-    inode: u64,
+    inode: InodeSize,
     /// How many names each file has in instances.
     instances: HashMap<FileId, u32>,
     /// The directory of each object, by the object's inode.
@@ -34,7 +33,7 @@ pub(crate) struct Meter<'a> {
 
 /// What the whole store takes.
 pub(crate) fn whole(core: &Core) -> Result<u64> {
-    Ok(size::of_trees(&trees(core), read::inode_size(core.layout.root())?, Counted::default())?)
+    Ok(size::of_trees(&trees(core), read::inode_size(core.layout.root())?.taken, Counted::default())?)
 }
 
 fn trees(core: &Core) -> [Utf8PathBuf; 2] {
@@ -47,10 +46,18 @@ struct Seen {
     /// What it began with.
     top: Option<FileId>,
     own: u64,
+    inodes: u64,
     apparent: u64,
     /// Files with several names: inode, bytes, names.
     shared: Vec<(FileId, u64, u32)>,
     clones: bool,
+}
+
+impl Seen {
+    fn take(&mut self, bytes: u64) {
+        self.own += bytes;
+        self.inodes += 1;
+    }
 }
 
 impl<'a> Meter<'a> {
@@ -63,6 +70,11 @@ impl<'a> Meter<'a> {
         let inode = read::inode_size(core.layout.root())?;
         let (objects, files, keys, measured) = Default::default();
         Ok(Meter { core, sharing, inode, instances, objects, key_counts, files, keys, measured })
+    }
+
+    /// What the file system keeps of an inode that goes.
+    pub fn kept_of_inode(&self) -> u64 {
+        self.inode.taken - self.inode.freed
     }
 
     pub fn has_key(&self, key: &CacheKey) -> bool {
@@ -83,12 +95,17 @@ impl<'a> Meter<'a> {
         let theirs: HashSet<usize> = all.shared.iter().map(|&(at, _)| at).collect();
         // What leftovers share with nobody but objects is counted with the rest.
         let files = self.files.into_iter().filter(|(_, at)| theirs.contains(at)).map(|(file, _)| file).collect();
-        Ok(size::of_trees(&trees(self.core), self.inode, Counted { dirs: self.measured, files })?)
+        Ok(size::of_trees(&trees(self.core), self.inode.taken, Counted { dirs: self.measured, files })?)
+    }
+
+    /// What one thing takes that nothing else holds.
+    pub fn one(&self, metadata: &Metadata) -> Footprint {
+        Footprint { own: self.bytes(metadata), inodes: 1, shared: Vec::new() }
     }
 
     /// What a file or directory takes.
     pub fn bytes(&self, metadata: &Metadata) -> u64 {
-        read::bytes_on_disk(metadata) + self.inode
+        read::bytes_on_disk(metadata) + self.inode.taken
     }
 
     /// Measures these revisions: the place of the template, and of the revision in it. Gives the sizes of their files.
@@ -123,7 +140,8 @@ impl<'a> Meter<'a> {
         if seen.clones || self.sharing == Sharing::Always {
             inventory.bound = Bound::AtMost;
         }
-        let (mut footprint, mut places) = (Footprint { own: seen.own, shared: Vec::new() }, HashMap::new());
+        let (mut footprint, mut places) =
+            (Footprint { own: seen.own, inodes: seen.inodes, shared: Vec::new() }, HashMap::new());
         for (file, bytes, names) in seen.shared {
             let at = *self.files.entry(file).or_insert_with(|| {
                 let shard = self.objects.get(&file.inode()).copied();
@@ -162,7 +180,7 @@ impl<'a> Meter<'a> {
         size::each(path, |path, found| {
             seen.top.get_or_insert(found.id);
             match found.is_dir {
-                true => seen.own += found.on_disk + self.inode,
+                true => seen.take(found.on_disk + self.inode.taken),
                 false => self.file(path, found, &mut seen),
             }
         })?;
@@ -175,9 +193,9 @@ impl<'a> Meter<'a> {
             // What can't be asked may be shared.
             seen.clones = read::has_shared_extents(path).unwrap_or(true);
         }
-        let bytes = found.on_disk + self.inode;
+        let bytes = found.on_disk + self.inode.taken;
         match found.names {
-            1 => seen.own += bytes,
+            1 => seen.take(bytes),
             names => seen.shared.push((found.id, bytes, names)),
         }
     }

@@ -42,24 +42,25 @@ pub(crate) fn scan(core: &Core) -> Result<(Inventory, Meter<'_>)> {
         (templates, locked.join().ok().flatten())
     });
     let mut templates = templates?;
-    note_damage(core, &mut templates)?;
+    let marked = damage::marked(core)?;
+    note_damage(&marked, &mut templates);
     let mut inventory = Inventory { templates, pins: pins::all(core)?, ..Inventory::default() };
     let (total, available) = read::space(core.layout.root())?;
     inventory.disk = DiskSpace { total, available, store: 0 };
     find_holders(core, &mut inventory, locked.unwrap_or_default())?;
     let instances = instance::known(core)?;
     let mut meter = Meter::new(core, key_counts(&inventory), instance::links(&instances))?;
-    leftovers::find(core, &mut inventory, &mut meter, &instances)?;
+    inventory.kept_of_inode = meter.kept_of_inode();
+    leftovers::find(core, &mut inventory, &mut meter, &instances, &marked)?;
     Ok((inventory, meter))
 }
 
 /// Notes which revisions are marked as damaged.
-fn note_damage(core: &Core, templates: &mut [TemplateState]) -> Result<()> {
-    for (template, revision) in damage::marked(core)? {
-        let Ok(at) = templates.binary_search_by(|state| state.id.cmp(&template)) else { continue };
-        templates[at].revisions.iter_mut().filter(|state| state.id == revision).for_each(|state| state.damaged = true);
+fn note_damage(marked: &[(TemplateId, RevisionId)], templates: &mut [TemplateState]) {
+    for (template, revision) in marked {
+        let Ok(at) = templates.binary_search_by(|state| state.id.cmp(template)) else { continue };
+        templates[at].revisions.iter_mut().filter(|state| state.id == *revision).for_each(|state| state.damaged = true);
     }
-    Ok(())
 }
 
 /// What there is of a template. `current` and the revisions are read one after the other: who swaps and removes between

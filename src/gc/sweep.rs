@@ -32,7 +32,7 @@ pub(super) fn sweep(
     leftovers: &[PlannedLeftover],
     heirs: &Heirs,
 ) -> Result<(Vec<Swept>, Vec<FailedSweep>)> {
-    let inode = read::inode_size(core.layout.root())?;
+    let inode = read::inode_size(core.layout.root())?.freed;
     let (mut swept, mut failed) = (Vec::new(), Vec::new());
     let mut orphans = HashSet::new();
     for leftover in leftovers {

@@ -241,9 +241,10 @@ impl Report {
     /// The worst first; in the order of their paths, and each once.
     pub(crate) fn sort(&mut self) {
         let wrong = |finding: &Finding| matches!(finding.kind, FindingKind::WrongMode | FindingKind::WrongTime);
-        let damaged = self.findings.iter().filter(|finding| finding.is_error() && !wrong(finding));
+        let says_why = |finding: &Finding| finding.subject != Subject::Denied;
+        let damaged = self.findings.iter().filter(|finding| finding.is_error() && !wrong(finding) && says_why(finding));
         let damaged: std::collections::HashSet<_> = damaged.map(|finding| finding.path.clone()).collect();
-        // What was written to has another time as well: that says nothing new.
+        // What was written to has another time as well: that says nothing new. Of what may not be read, the mode does.
         self.findings.retain(|finding| !wrong(finding) || !damaged.contains(&finding.path));
         self.findings.sort_by(|a, b| (b.severity, &a.path, a.kind).cmp(&(a.severity, &b.path, b.kind)));
         self.findings.dedup();

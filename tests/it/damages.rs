@@ -194,7 +194,7 @@ pub const TO_FILES: [Damage; 10] = [
 ];
 
 /// What happens to the rest: all of it follows from something else.
-pub const TO_THE_REST: [Damage; 26] = [
+pub const TO_THE_REST: [Damage; 27] = [
     ("a directory swapped for a link to files", FindingKind::Swapped, |world| {
         replace(&world.dir().join("lib"), world.canary());
         world.dir().join("lib/module")
@@ -267,6 +267,10 @@ pub const TO_THE_REST: [Damage; 26] = [
     }),
     ("a file that can be written", FindingKind::WrongMode, |world| {
         fs::set_permissions(world.kernel(), Permissions::from_mode(0o644)).unwrap();
+        world.kernel()
+    }),
+    ("a file that its owner may not read", FindingKind::WrongMode, |world| {
+        fs::set_permissions(world.kernel(), Permissions::from_mode(0o000)).unwrap();
         world.kernel()
     }),
     ("a file that was touched", FindingKind::WrongTime, |world| {

@@ -51,7 +51,8 @@ fn assert_counted(store: &Store, usage: &Usage, revision: &Revision) {
         assert_eq!((bytes.shared, bytes.exclusive), (sum(true), sum(false)), "shared and exclusive");
         assert_eq!(bytes.on_disk, sum(true) + sum(false));
     }
-    assert!(bytes.freed_if_removed >= bytes.exclusive);
+    // XFS keeps some of the inodes.
+    assert!(bytes.freed_if_removed + 8192 >= bytes.exclusive);
 }
 
 #[test]

@@ -51,7 +51,7 @@ prop_compose! {
         state.standing = standing;
         state.build_seconds = build_seconds;
         state.holders = holders.map(|holders: Vec<_>| holders.into_iter().map(holder).collect());
-        state.footprint = Footprint { own: own * 4096, shared: Vec::new() };
+        state.footprint = Footprint { own: own * 4096, ..Footprint::default() };
         state
     }
 }

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use camino::Utf8Path;
-use template_store::{Severity, VerifyOptions};
+use template_store::{Finding, FindingKind, Severity, VerifyOptions};
 
 use super::acts::Act::{Build, Init};
 use super::acts::Place;
@@ -79,10 +79,12 @@ impl Work {
 
     pub fn world(self, place: &Place) -> Result<World, Broken> {
         if self == Self::Adopt {
-            // mvm writes no history.
             let store = place.open().map_err(|error| error.to_string())?;
             let report = store.verify(&VerifyOptions::default(), &mut ()).map_err(|error| error.to_string())?;
-            let wrong = report.findings.iter().find(|finding| finding.severity == Severity::Error);
+            // An object may be lost; a log may not.
+            let is_wrong =
+                |finding: &Finding| finding.severity == Severity::Error || finding.kind == FindingKind::Missing;
+            let wrong = report.findings.iter().find(|finding| is_wrong(finding));
             return wrong.map_or_else(|| World::read(&place.root()), |finding| Err(format!("{finding:?}")));
         }
         let mut world = survey(place)?;
