@@ -1,6 +1,7 @@
 //! Removing what dead processes left behind: each thing is asked about again before it goes.
 
 use std::collections::HashSet;
+use std::io::ErrorKind::DirectoryNotEmpty;
 use std::os::unix::fs::MetadataExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -100,7 +101,11 @@ fn one(core: &Core, place: Place, heirs: &Heirs, orphans: &mut HashSet<u64>) -> 
             let Some(_held) = take_abandoned(path)? else { return Ok(None) };
             settle_exchanges(core, path)?;
             note_objects(path, orphans)?;
-            Ok(Some(core.disk.remove_tree(path)?))
+            match core.disk.remove_tree(path) {
+                // Children of the dead builder still write there; the next collection finds it again.
+                Err(error) if error.kind() == DirectoryNotEmpty => Ok(None),
+                removed => Ok(Some(removed?)),
+            }
         }
         (LeftoverKind::Object, [shard, name]) => match digest_of(shard, name) {
             Some(digest) => some(objects::release(core, &digest)?),

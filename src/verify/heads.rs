@@ -1,10 +1,12 @@
 //! Templates: what they are, which revisions they have, and which of them is current.
 
+use std::io::ErrorKind::PermissionDenied;
+
 use camino::Utf8PathBuf;
 use rayon::prelude::*;
 
 use super::finding::{Finding, FindingKind, Severity, Subject};
-use super::revisions::{misread, unread};
+use super::revisions::{misread, readable, unread};
 use super::scan::{Scan, Seen};
 use crate::activation::{self, Current};
 use crate::error::Result;
@@ -138,7 +140,12 @@ impl Look<'_> {
                 self.add(FindingKind::Swapped, Severity::Error, dir, detail, Subject::Directory);
                 return Vec::new();
             }
-            _ => {
+            Err(error) => {
+                let (detail, subject) = (error.source.to_string(), readable(&error, Subject::Nothing));
+                self.add(FindingKind::Unreadable, Severity::Error, dir, detail, subject);
+                return Vec::new();
+            }
+            Ok(None) => {
                 let detail = "it is not there, and with it all revisions".to_owned();
                 self.add(FindingKind::Missing, Severity::Error, dir, detail, Subject::Directory);
                 return Vec::new();
@@ -186,9 +193,14 @@ impl Look<'_> {
                 Current::Revision(revision) => revision.clone(),
             };
             let dir = layout.revision(self.id, &target);
-            if matches!(read::metadata_if_there(&dir), Ok(Some(found)) if found.is_dir()) {
-                self.history();
-                return self.alias();
+            match read::metadata_if_there(&dir) {
+                Ok(Some(found)) if found.is_dir() => {
+                    self.history();
+                    return self.alias();
+                }
+                // Where its directory can't be looked into, that is said of the directory.
+                Err(error) if error.kind() == PermissionDenied => return self.alias(),
+                _ => {}
             }
             // It may have been swapped and removed between the two.
             if activation::dangles(self.scan.core, self.id).unwrap_or(true) {

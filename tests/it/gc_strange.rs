@@ -39,9 +39,13 @@ fn another_thing(path: &Utf8Path, thing: fn(&Utf8Path)) {
     thing(path);
 }
 
+fn shut(path: &Utf8Path) {
+    fs::set_permissions(path, Permissions::from_mode(0o000)).unwrap();
+}
+
 #[test]
 fn a_template_that_cannot_be_judged_loses_nothing_and_keeps_no_other_from_being_collected() {
-    let harms: [(&str, Harm); 5] = [
+    let harms: [(&str, Harm); 6] = [
         ("current is a file", |template, _| {
             another_thing(&template.join("current"), |path| fs::write(path, "").unwrap())
         }),
@@ -50,9 +54,8 @@ fn a_template_that_cannot_be_judged_loses_nothing_and_keeps_no_other_from_being_
         }),
         ("the log is a link", |_, log| another_thing(log, |path| symlink("/dev/null", path).unwrap())),
         ("the log is a directory", |_, log| another_thing(log, |path| fs::create_dir(path).unwrap())),
-        ("nobody may look into it", |template, _| {
-            fs::set_permissions(template, Permissions::from_mode(0o000)).unwrap();
-        }),
+        ("nobody may look into it", |template, _| shut(template)),
+        ("nobody may look into its artifacts", |template, _| shut(&template.join("artifacts"))),
     ];
     for (harm, act) in harms {
         let place = Place::new();
@@ -61,9 +64,15 @@ fn a_template_that_cannot_be_judged_loses_nothing_and_keeps_no_other_from_being_
         let (template, log) = (store.layout().template(&id("bad")), store.layout().activations(&id("bad")));
         act(&template, &log);
         let removed = collect(&store, &last(1));
-        let usage = store.usage();
+        let (usage, kinds) = (store.usage(), findings(&store));
         let why = store.why(&id("web"), &good[2], &last(1));
-        fs::set_permissions(&template, Permissions::from_mode(0o755)).unwrap();
+        for shut in [template.clone(), template.join("artifacts")] {
+            fs::set_permissions(shut, Permissions::from_mode(0o755)).unwrap();
+        }
+        if harm.starts_with("nobody") && !rustix::process::geteuid().is_root() {
+            let kinds = kinds.iter().map(|(kind, _)| *kind).collect::<Vec<_>>();
+            assert!(!kinds.is_empty() && kinds.iter().all(|kind| *kind == FindingKind::Unreadable), "{kinds:?}");
+        }
         usage.unwrap_or_else(|error| panic!("{harm}: {error}"));
         assert_eq!(why.unwrap().verdict, Verdict::Kept, "{harm}");
         assert!([&good[1], &good[0]].map(|one| format!("web@{one}")).iter().all(|one| removed.contains(one)), "{harm}");
