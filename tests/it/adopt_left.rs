@@ -320,6 +320,45 @@ fn a_lost_template_of_the_store_is_not_taken_for_one_of_mvm() {
 }
 
 #[test]
+fn a_current_by_its_whole_path_is_taken_over() {
+    let link = |place: &Place| {
+        let link = place.join("given");
+        if !link.exists() {
+            symlink(place.root(), &link).unwrap();
+        }
+        link
+    };
+    for below in ["artifacts/r1", "revisions/r1", "artifacts/revisions/r1", "artifacts/r1/"] {
+        for through_link in [false, true] {
+            let place = Place::new();
+            let root = data(&place);
+            let start = if through_link { link(&place) } else { root.clone() };
+            let target = start.join("templates/web").join(below);
+            let current = root.join("templates/web/current");
+            fs::remove_file(&current).unwrap();
+            symlink(&target, &current).unwrap();
+            let adopted = Store::adopt(&start, &StoreOptions::default(), &mut ()).unwrap();
+            assert_eq!(adopted.left, [], "{target}");
+            assert_eq!(fs::read_link(&current).unwrap().to_str(), Some("revisions/r1"), "{target}");
+            assert_eq!(adopted.store.current(&id("web")).unwrap().id().as_str(), "r1");
+            place.run(&["verify"]).with_code(0);
+        }
+    }
+}
+
+#[test]
+fn a_current_by_the_path_of_another_template_is_left() {
+    let place = Place::new();
+    let root = data(&place);
+    let current = root.join("templates/web/current");
+    fs::remove_file(&current).unwrap();
+    symlink(root.join("templates/db/artifacts/r1"), &current).unwrap();
+    let adopted = adopt(&root);
+    assert_eq!((adopted.left.len(), &adopted.left[0].path), (1, &current));
+    assert!(fs::read_link(&current).unwrap().ends_with("db/artifacts/r1"));
+}
+
+#[test]
 fn a_revision_that_somebody_holds_for_himself_alone_is_left() {
     let place = Place::new();
     let root = data(&place);
