@@ -9,7 +9,7 @@ use template_store::gc::{
 use template_store::{Error, Holder, Store};
 
 use super::args::{Gc, PolicyArgs, Target};
-use super::output::{Output, size, table};
+use super::output::{Output, shown, size, table};
 use super::terminal::Terminal;
 use super::{Failure, Result, Session, Status, input};
 
@@ -119,7 +119,7 @@ fn report_text(plan: &GcPlan, report: &GcReport) -> String {
         text += "\n";
     }
     for skipped in &report.skipped {
-        text += &format!("skipped {}@{}: {}\n", skipped.template, skipped.revision, skip_reason(skipped));
+        text += &format!("skipped {}@{}: {}\n", skipped.template, skipped.revision, shown(&skip_reason(skipped)));
     }
     text += &protected(plan);
     text += &leftovers(report.swept.iter().map(|one| (kind_name(one.kind), one.path.as_str(), one.freed)));
@@ -140,13 +140,14 @@ fn protected(plan: &GcPlan) -> String {
     let by_somebody = |planned: &&Planned| {
         planned.reasons.iter().any(|reason| matches!(reason, Reason::Leased { .. } | Reason::Pinned { .. }))
     };
-    let line = |planned: &Planned| format!("kept {}@{}: {}\n", planned.template, planned.revision, reasons(planned));
+    let line =
+        |planned: &Planned| format!("kept {}@{}: {}\n", planned.template, planned.revision, shown(&reasons(planned)));
     kept.filter(by_somebody).map(line).collect()
 }
 
 fn leftovers<'a>(found: impl Iterator<Item = (String, &'a str, u64)>) -> String {
     found
-        .map(|(kind, path, bytes)| format!("left behind by a dead process: {kind} {path}, {}\n", size(bytes)))
+        .map(|(kind, path, bytes)| format!("left behind by a dead process: {kind} {}, {}\n", shown(path), size(bytes)))
         .collect()
 }
 
@@ -265,7 +266,7 @@ fn why_text(planned: &Planned) -> String {
     };
     let mut text = format!("{}@{} {head}:\n", planned.template, planned.revision);
     for one in &planned.reasons {
-        text += &format!("  {}\n", reason(one));
+        text += &format!("  {}\n", shown(&reason(one)));
     }
     if let Some(bytes) = planned.frees_alone {
         text += &format!("  removing it alone frees {}\n", size(bytes));
