@@ -109,7 +109,11 @@ fn interrupted_at_each_step(then: Then) {
         let after = format!("after step {nth}, {op:?}");
         failures += usize::from(result.is_err());
         if let Err(error) = &result {
-            assert!(error.to_string().contains("free space"), "{after}: {error}");
+            let text = error.to_string();
+            assert!(
+                text.contains("collect what nobody needs with `template-store gc`, or free space"),
+                "{after}: {text}"
+            );
         }
         assert!(all_bytes(&root) == before, "{after}: no byte is lost");
         for template in ["web", "db"] {
