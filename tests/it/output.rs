@@ -308,3 +308,71 @@ fn what_others_wrote_speaks_neither_to_the_terminal_nor_for_the_program() {
     assert!(!all.contains(|c: char| c.is_control() && c != '\n') && all.contains("config.toml"), "{all:?}");
     assert!(!all.lines().any(|line| line.starts_with("forged")), "{all:?}");
 }
+
+/// The names of all fields at the top of a document, or of those in its list.
+fn fields(document: &Value) -> Vec<String> {
+    match document {
+        Value::Array(list) => list.iter().flat_map(fields).collect(),
+        Value::Object(fields) => fields.keys().cloned().collect(),
+        _ => panic!("{document}"),
+    }
+}
+
+#[test]
+fn each_field_that_is_printed_is_in_the_list_of_fields() {
+    let doc = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md")).unwrap();
+    let (place, [a, b]) = two();
+    let (files, lock) = (place.image("files", "c"), place.lock("b"));
+    let (instance, remote) = (place.join("vm"), place.join("remote"));
+    fs::create_dir(&remote).unwrap();
+    let inputs = ["--flake-lock", lock.as_str(), "--role", "worker"];
+    let plan = place.join("plan.json");
+    let target = format!("web@{a}");
+    let calls: &[(&str, &[&str])] = &[
+        ("init", &["init"]),
+        ("create", &["create", "db", "--role", "worker"]),
+        ("build", &[&["build", "web"], &inputs[..], &["--", "false"]].concat()),
+        ("publish", &["publish", "app", files.as_str(), "--revision", "1"]),
+        ("lookup", &[&["lookup"], &inputs[..]].concat()),
+        ("list", &["list"]),
+        ("show ID", &["show", "web"]),
+        ("show ID@REVISION", &["show", &target]),
+        ("path", &["path", "web", "rootfs"]),
+        ("history", &["history", "web"]),
+        ("rollback", &["rollback", "web"]),
+        ("activate", &["activate", "web", b.as_str()]),
+        ("pin", &["pin", "kept", &target, "--until", "9d", "--reason", "why"]),
+        ("pins", &["pins"]),
+        ("unpin", &["unpin", "kept"]),
+        ("instance", &["instance", "web", instance.as_str()]),
+        ("instance list", &["instance", "list"]),
+        ("instance rm", &["instance", "rm", instance.as_str()]),
+        ("remote add", &["remote", "add", "hub", remote.as_str()]),
+        ("remote list", &["remote", "list"]),
+        ("remote check", &["remote", "check"]),
+        ("push", &["push", "web"]),
+        ("pull", &["pull", "web"]),
+        ("remote ls", &["remote", "ls"]),
+        ("remote verify", &["remote", "verify"]),
+        ("remote rm", &["remote", "rm", "hub"]),
+        ("why", &["why", "web"]),
+        ("du", &["du"]),
+        ("verify", &["verify"]),
+        ("gc", &["gc", "--dry-run", "--keep-last", "1"]),
+        ("rm", &["rm", &target]),
+        ("gc", &["gc", "--plan", plan.as_str()]),
+    ];
+    for (name, words) in calls {
+        let document = place.done(&[&["--json"], *words].concat()).json();
+        if *name == "gc" {
+            fs::write(&plan, document.to_string()).unwrap();
+        }
+        assert!(doc.contains(&format!("`{name}`")), "{name} is not there");
+        for field in fields(&document) {
+            let ways = [format!("`{field}`"), format!("\"{field}\""), format!(".{field}`")];
+            assert!(ways.iter().any(|way| doc.contains(way)), "{field} of {name} is not there");
+        }
+    }
+    let refused = place.run(&["--json", "show", "none"]).with_code(3).json();
+    assert_eq!(fields(&refused), ["error", "exit_code"]);
+}
