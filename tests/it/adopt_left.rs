@@ -62,7 +62,7 @@ fn modes(dir: &Utf8Path) -> Vec<(Utf8PathBuf, u32, i64, i64, u64)> {
 type Change = fn(&Utf8Path);
 
 fn close(path: Utf8PathBuf) {
-    fs::set_permissions(path, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(0o000)).unwrap();
 }
 
 #[test]
@@ -154,10 +154,13 @@ fn what_is_immutable_is_left_and_all_else_is_adopted() {
     }
 }
 
+/// Knows a step by what it does, and where.
+type Step = fn(&Op) -> bool;
+
 /// Refuses one kind of step, in one place, until it is told not to.
 #[derive(Debug)]
 struct Refusing {
-    step: fn(&Op) -> bool,
+    step: Step,
     refused: Mutex<usize>,
 }
 
@@ -173,7 +176,7 @@ impl Observer for Refusing {
 
 #[test]
 fn what_is_refused_half_way_gets_its_modes_and_times_back() {
-    let steps: [(&str, fn(&Op) -> bool); 5] = [
+    let steps: [(&str, Step); 5] = [
         ("mode", |op| matches!(op, Op::Chmod { path, mode: 0o444 } if path.ends_with("web/artifacts/r1/vmlinux"))),
         ("time", |op| matches!(op, Op::SetMtime { path } if path.ends_with("web/artifacts/r1/vmlinux"))),
         ("sync", |op| matches!(op, Op::Fsync { path } if path.ends_with("web/artifacts/r1/vmlinux"))),
