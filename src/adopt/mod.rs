@@ -244,6 +244,9 @@ fn refusal(error: &Error, dir: &Utf8Path) -> Option<String> {
         return None;
     }
     let next = match error.kind() {
+        PermissionDenied if error.errno() == Some(libc::EACCES) => {
+            "run as the owner of the store or as root, or give this user access, and adopt it again"
+        }
         PermissionDenied if read::user() != 0 => "adopt it as its owner, or as root",
         PermissionDenied => "if `lsattr` shows that it is immutable, `chattr -i` changes that; then adopt it again",
         CrossesDevices => "it must be on the file system of the store",
