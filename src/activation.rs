@@ -8,7 +8,7 @@ use crate::format::{Action, Activation, ActivationLog, LogEnd};
 use crate::fs::handle::Handle;
 use crate::fs::read::{self, Place};
 use crate::id::{RevisionId, TemplateId};
-use crate::layout::{ARTIFACTS, current_target, revision_of_target};
+use crate::layout::{ARTIFACTS, current_target, revision_of_path, revision_of_target};
 use crate::options::Expect;
 use crate::template::TemplateLock;
 
@@ -50,11 +50,19 @@ impl Current {
 pub(crate) fn current(core: &Core, id: &TemplateId) -> Result<Current> {
     Ok(match read::link_if_there(&core.layout.current(id))? {
         None => Current::Unset,
-        Some(target) => match revision_of_target(&target) {
+        Some(target) => match named_by(core, id, &target) {
             Some(revision) => Current::Revision(revision),
             None => Current::Strange(target),
         },
     })
+}
+
+/// The revision that the text of a template's `current` names. An absolute text counts as long as it leads to the
+/// template's own directory, through whatever links.
+fn named_by(core: &Core, id: &TemplateId, target: &str) -> Option<RevisionId> {
+    let template = core.layout.template(id);
+    let is_it = |dir: &Utf8Path| dir == template || read::canonical(dir).is_ok_and(|dir| dir == template);
+    revision_of_target(target).or_else(|| revision_of_path(target, is_it))
 }
 
 /// Bytes at the end of a log that are looked at, however long it is: half a million lines.

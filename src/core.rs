@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
@@ -129,13 +130,25 @@ impl Core {
     /// # Errors
     /// `NotFound` when there is no such directory (any more).
     pub fn lease(&self, dir: &Utf8Path) -> Result<Arc<Flock>> {
-        let held = self.leases().get(dir).and_then(Weak::upgrade);
-        if let Some(lease) = held
-            && lease.still_named()?
-        {
-            return Ok(lease);
+        match self.held_lease(dir)? {
+            Some(lease) => Ok(lease),
+            None => Ok(self.share_lease(Flock::wait_for(dir, Mode::Shared)?)),
         }
-        Ok(self.share_lease(Flock::wait_for(dir, Mode::Shared)?))
+    }
+
+    /// As [`lease`](Core::lease), but waits only so long; `None` when somebody held it alone for all that time.
+    pub fn lease_within(&self, dir: &Utf8Path, limit: Duration) -> Result<Option<Arc<Flock>>> {
+        match self.held_lease(dir)? {
+            Some(lease) => Ok(Some(lease)),
+            None => Ok(Flock::take(dir, Mode::Shared, Patience::For(limit))?.map(|lease| self.share_lease(lease))),
+        }
+    }
+
+    fn held_lease(&self, dir: &Utf8Path) -> Result<Option<Arc<Flock>>> {
+        match self.leases().get(dir).and_then(Weak::upgrade) {
+            Some(lease) if lease.still_named()? => Ok(Some(lease)),
+            _ => Ok(None),
+        }
     }
 
     /// Whether this process uses a directory.

@@ -276,7 +276,7 @@ pub enum Error {
     },
     /// What is to be written does not fit.
     #[error(
-        "{path} needs {needed} bytes, and its file system has {available}; free space, or remove revisions with `template-store rm`, and try again"
+        "{path} needs {needed} bytes, and its file system has {available}; collect what nobody needs with `template-store gc`, or free space, and try again"
     )]
     NoSpace {
         /// The store.

@@ -256,13 +256,25 @@ pub(crate) fn current_target(revision: &RevisionId) -> String {
     format!("{ALIAS}/{revision}")
 }
 
-/// The revision that the text of a `current` names, in any spelling that mvm has used.
+/// Where the text of a `current` may look for a revision, seen from the template's directory.
+const HOLDERS: [&str; 3] = ["artifacts/revisions/", "artifacts/", "revisions/"];
+
+/// The revision that the text of a `current` names, in any relative spelling that mvm or a user has used.
 pub(crate) fn revision_of_target(target: &str) -> Option<RevisionId> {
-    let text = ["artifacts/revisions/", "artifacts/", "revisions/"]
-        .iter()
-        .find_map(|prefix| target.strip_prefix(prefix))
-        .unwrap_or(target);
-    text.parse().ok()
+    let mut text = target.trim_end_matches('/');
+    while let Some(rest) = text.strip_prefix("./") {
+        text = rest.trim_start_matches('/');
+    }
+    HOLDERS.iter().find_map(|holder| text.strip_prefix(holder)).unwrap_or(text).parse().ok()
+}
+
+/// The revision that an absolute text names, if a template's directory is at the start of it: `is_it` knows the template.
+pub(crate) fn revision_of_path(target: &str, is_it: impl Fn(&Utf8Path) -> bool) -> Option<RevisionId> {
+    let (holder, revision) = target.trim_end_matches('/').rsplit_once('/')?;
+    let holder = format!("{}/", holder.trim_end_matches('/'));
+    let dirs = HOLDERS.iter().filter_map(|below| holder.strip_suffix(below)?.strip_suffix('/'));
+    let mut dirs = dirs.filter(|dir| dir.starts_with('/')).map(Utf8Path::new);
+    if dirs.any(is_it) { revision.parse().ok() } else { None }
 }
 
 #[cfg(test)]
@@ -290,10 +302,27 @@ mod tests {
     #[test]
     fn current_is_read_in_every_spelling() {
         for text in ["3c7f1e", "revisions/3c7f1e", "artifacts/3c7f1e", "artifacts/revisions/3c7f1e"] {
-            assert_eq!(revision_of_target(text).unwrap().as_str(), "3c7f1e");
+            for text in [text.to_owned(), format!("./{text}"), format!("{text}/"), format!(".//./{text}//")] {
+                assert_eq!(revision_of_target(&text).unwrap().as_str(), "3c7f1e");
+            }
         }
-        for text in ["", "/etc", "../x", "revisions/", "revisions/../x", "revisions/a/b"] {
+        for text in ["", ".", "./", "/", "/etc", "../x", "revisions/", "revisions/../x", "revisions/a/b"] {
             assert_eq!(revision_of_target(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_absolute_current_counts_below_its_own_template() {
+        let of = |text: &str| revision_of_path(text, |dir| dir == "/data/templates/web");
+        for below in HOLDERS {
+            for end in ["", "/"] {
+                let text = format!("/data/templates/web/{below}3c7f1e{end}");
+                assert_eq!(of(&text).unwrap().as_str(), "3c7f1e", "{text}");
+            }
+        }
+        for text in ["/data/templates/db/artifacts/x", "/data/templates/web/x", "artifacts/x", "/artifacts/x", "/", ""]
+        {
+            assert_eq!(of(text), None, "{text}");
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::format::*;
 use crate::gc::{GcPlan, Policy};
 use crate::id::*;
 use crate::inputs::check_flake_lock;
-use crate::layout::{Layout, revision_of_target};
+use crate::layout::{Layout, revision_of_path, revision_of_target};
 use crate::options::Resources;
 
 #[cfg(feature = "remote")]
@@ -50,7 +50,9 @@ pub fn names(text: &str) {
     let _ = text.parse::<FlakeLockHash>();
     let hex = [text.parse::<Digest>().map(|digest| digest.to_hex()), text.parse::<CacheKey>().map(|key| key.to_hex())];
     assert!(hex.iter().all(|hex| hex.as_ref().is_ok_and(|hex| hex == text) || hex.is_err()), "{text:?}");
-    assert!(revision_of_target(text).is_none_or(|revision| text.ends_with(revision.as_str())), "{text:?}");
+    let named = [revision_of_target(text), revision_of_path(text, |_| true)];
+    let ends_so = |revision: RevisionId| text.trim_end_matches('/').ends_with(revision.as_str());
+    assert!(named.into_iter().flatten().all(ends_so), "{text:?}");
     let layout = Layout::new("/data/store");
     let _ = layout.instance_at(Utf8Path::new(text));
 }

@@ -55,7 +55,7 @@ impl Store {
     /// Each revision whose files nobody writes to gets its files sealed, shared where the store has the same bytes,
     /// and listed with their digests; each `current` resolves on disk. mvm 0.11 reads all of it as before. What is
     /// not a template or a revision stays as it is, and so does a revision with a file that a process has open for
-    /// writing: [`Adopted::left`] says why. Snapshots are not touched.
+    /// writing, and whatever this user may not read or change: [`Adopted::left`] says why. Snapshots are not touched.
     ///
     /// A crash or an error leaves an mvm directory (or the store, if it was one) with all its files and bytes;
     /// the next call goes on from there. Of two calls at once, the second waits and finds what is left.
@@ -105,12 +105,25 @@ impl Store {
 struct Report {
     revisions: Vec<(TemplateId, RevisionId)>,
     left: Vec<Left>,
+    /// Somebody was waited for in vain: for the next one the time is short.
+    waited_in_vain: bool,
     keys: Vec<(Option<Timestamp>, CacheKey, KeyHint)>,
 }
 
 impl Report {
     fn leave(&mut self, path: impl Into<Utf8PathBuf>, reason: impl ToString) {
         self.left.push(Left { path: path.into(), reason: reason.to_string() });
+    }
+
+    /// Leaves a template or revision for which the system has refused something; other errors are the store's.
+    fn leave_refused(&mut self, dir: &Utf8Path, error: Error) -> Result<()> {
+        match refusal(&error, dir) {
+            Some(reason) => {
+                self.leave(dir, reason);
+                Ok(())
+            }
+            None => Err(error),
+        }
     }
 
     /// Notes what an adopted revision was made from.
@@ -217,6 +230,30 @@ fn note_key(core: &Core, key: &CacheKey, hint: KeyHint) -> Result<()> {
         true => Ok(()),
         false => keys::record(core, key, hint),
     }
+}
+
+/// Why a template or a revision can't be adopted, if the error is about what is in it and about nothing else.
+///
+/// What the disk fails to do is no such reason: it would fail for the next one as well.
+fn refusal(error: &Error, dir: &Utf8Path) -> Option<String> {
+    use std::io::ErrorKind::{CrossesDevices, PermissionDenied, ReadOnlyFilesystem};
+    let Error::Io(error) = error else { return None };
+    let is_its_own = matches!(error.kind(), CrossesDevices | PermissionDenied | ReadOnlyFilesystem)
+        || error.errno() == Some(libc::ELOOP);
+    if !is_its_own || !error.path.starts_with(dir) {
+        return None;
+    }
+    let next = match error.kind() {
+        PermissionDenied if error.errno() == Some(libc::EACCES) => {
+            "run as the owner of the store or as root, or give this user access, and adopt it again"
+        }
+        PermissionDenied if read::user() != 0 => "adopt it as its owner, or as root",
+        PermissionDenied => "if `lsattr` shows that it is immutable, `chattr -i` changes that; then adopt it again",
+        CrossesDevices => "it must be on the file system of the store",
+        ReadOnlyFilesystem => "mount it writable, and adopt it again",
+        _ => "put a directory in the place of the link, and adopt it again",
+    };
+    Some(format!("cannot {} {}: {}; {next}", error.doing, error.path, error.source))
 }
 
 /// Whether a path is a directory itself.

@@ -2,23 +2,28 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use rayon::prelude::*;
 
-use super::Report;
+use super::{Report, refusal};
 use crate::core::Core;
 use crate::error::{Error, Result};
-use crate::format::{Content, OBJECT_MIN_SIZE, RevisionRecord};
+use crate::format::{Content, Holder, OBJECT_MIN_SIZE, RevisionRecord};
+use crate::fs::Disk;
 use crate::fs::atomic::Lasting;
 use crate::fs::copy::{Advance, hash};
-use crate::fs::read::{self, FileId};
+use crate::fs::fixed::check_changeable;
+use crate::fs::lock::FORK_TIME;
+use crate::fs::read::{self, FileId, Metadata};
 use crate::fs::seal::{SealedFile, looks_sealed};
 use crate::fs::walk::{Entry, walk};
 use crate::fs::writer::{Writer, writer};
 use crate::id::{ArtifactPath, RevisionId, TemplateId};
 use crate::layout::{REVISION_JSON, SNAPSHOT};
+use crate::leases;
 use crate::progress::{Note, Progress, Stage};
 use crate::seal::{check, in_parallel, intern};
 use crate::work::DraftDir;
@@ -27,8 +32,31 @@ use crate::work::DraftDir;
 #[derive(Debug)]
 struct Survey {
     files: Vec<(ArtifactPath, Entry)>,
-    /// Each after those that it holds; the revision's own is the last.
-    dirs: Vec<Utf8PathBuf>,
+    /// Each after those that it holds, as it was found; the revision's own is the last.
+    dirs: Vec<(Utf8PathBuf, Metadata)>,
+}
+
+impl Survey {
+    fn check_changeable(&self, dir: &Utf8Path) -> Result<()> {
+        let record = dir.join(REVISION_JSON);
+        check_changeable(&record, &read::metadata(&record)?)?;
+        let files = self.files.iter().map(|(_, entry)| (&entry.path, &entry.metadata));
+        let dirs = self.dirs.iter().map(|(path, metadata)| (path, metadata));
+        for (path, metadata) in files.chain(dirs) {
+            check_changeable(path, metadata)?;
+        }
+        Ok(())
+    }
+
+    /// Gives everything the mode that it had, as far as that can be done.
+    fn give_back(&self, disk: &Disk) {
+        for (_, entry) in &self.files {
+            disk.unseal(&entry.path, &entry.metadata);
+        }
+        for (dir, metadata) in &self.dirs {
+            disk.restore_mode(dir, metadata);
+        }
+    }
 }
 
 /// What a look at a revision says.
@@ -44,6 +72,9 @@ enum Look {
 /// Why a revision stays as it is, or that it was adopted.
 type Ended = std::result::Result<RevisionRecord, String>;
 
+/// How long to wait for a process that holds a revision for itself alone: removing one takes no longer.
+const LOCK_TIME: Duration = Duration::from_secs(10);
+
 /// Adopts a revision: its files are sealed and shared, and its record gets the list of them, durably and last.
 ///
 /// A crash leaves every file with its bytes, and a record with the list or without it.
@@ -55,12 +86,19 @@ pub(super) fn adopt(
     progress: &mut dyn Progress,
 ) -> Result<()> {
     let dir = core.layout.revision(template, id);
-    let _lease = match core.lease(&dir) {
+    let limit = if report.waited_in_vain { FORK_TIME } else { LOCK_TIME };
+    let _lease = match core.lease_within(&dir, limit) {
         Err(Error::Io(error)) if error.is_not_found() => return Ok(()),
-        lease => lease?,
+        Err(error) => return report.leave_refused(&dir, error),
+        Ok(None) => {
+            report.waited_in_vain = true;
+            report.leave(dir, locked_by(core, template, id));
+            return Ok(());
+        }
+        Ok(lease) => lease,
     };
     // Looking changes nothing, so whatever can't be looked at can be left.
-    let ended = match look(&dir).unwrap_or_else(|error| Look::Leave(error.to_string())) {
+    let ended = match look(&dir, id).unwrap_or_else(|error| Look::Leave(why(&error, &dir))) {
         Look::Leave(reason) => Err(reason),
         Look::Known(record) => {
             if record.adopted_at.is_some() {
@@ -83,7 +121,7 @@ pub(super) fn adopt(
 }
 
 /// Looks at all that the revision holds, without changing anything.
-fn look(dir: &Utf8Path) -> Result<Look> {
+fn look(dir: &Utf8Path, id: &RevisionId) -> Result<Look> {
     let Some(bytes) = read::bytes_if_there(&dir.join(REVISION_JSON))? else {
         return Ok(Look::Leave(format!("no revision: it has no {REVISION_JSON}")));
     };
@@ -92,6 +130,12 @@ fn look(dir: &Utf8Path) -> Result<Look> {
         Ok(record) => record,
         Err(error) => return Ok(Look::Leave(error.to_string())),
     };
+    if record.build.revision_hash != id.as_str() {
+        return Ok(Look::Leave(format!(
+            "its {REVISION_JSON} is the record of {:?}; give the directory that name, or write its own name there, and adopt it again",
+            record.build.revision_hash
+        )));
+    }
     // What can't take the list in the end is not begun.
     if let Err(error) = RevisionRecord::adopted(&bytes, &[], Timestamp::UNIX_EPOCH) {
         return Ok(Look::Leave(error.to_string()));
@@ -102,7 +146,8 @@ fn look(dir: &Utf8Path) -> Result<Look> {
     if let Some((_, name)) = missing {
         return Ok(Look::Leave(format!("it has no {name}, which its {REVISION_JSON} names")));
     }
-    // Before the first file changes, so that a revision that is in use stays as it is.
+    // Before the first file changes, so that a revision that is in use, or can't be changed, stays as it is.
+    survey.check_changeable(dir)?;
     for (path, entry) in &survey.files {
         if let Some(reason) = in_use(path, writer(&entry.path)?) {
             return Ok(Look::Leave(reason));
@@ -112,7 +157,7 @@ fn look(dir: &Utf8Path) -> Result<Look> {
 }
 
 fn survey(dir: &Utf8Path) -> Result<Survey> {
-    let (mut files, mut dirs) = (Vec::new(), vec![dir.to_owned()]);
+    let (mut files, mut dirs) = (Vec::new(), vec![(dir.to_owned(), read::metadata(dir)?)]);
     for entry in walk(dir)? {
         let below_snapshot = entry.relative.starts_with(SNAPSHOT) && entry.relative != SNAPSHOT;
         let own = entry.relative == SNAPSHOT && entry.kind.is_dir() || entry.relative == REVISION_JSON;
@@ -121,7 +166,7 @@ fn survey(dir: &Utf8Path) -> Result<Survey> {
         }
         let path = check(&entry)?;
         if entry.kind.is_dir() {
-            dirs.push(entry.path);
+            dirs.push((entry.path, entry.metadata));
         } else {
             files.push((path, entry));
         }
@@ -144,19 +189,59 @@ fn in_use(path: &ArtifactPath, writer: Writer) -> Option<String> {
     }
 }
 
+/// Who keeps a revision from being looked at.
+fn locked_by(core: &Core, template: &TemplateId, id: &RevisionId) -> String {
+    let holders = leases::holders(core, &[(template.clone(), id.clone())]).unwrap_or_default();
+    let holder = |holder: &Holder| match holder.command.is_empty() {
+        true => format!("process {}", holder.pid),
+        false => format!("process {} ({})", holder.pid, holder.command),
+    };
+    let names: Vec<_> = holders.iter().flatten().map(holder).collect();
+    let names =
+        if names.is_empty() { "a process that can't be seen from here".to_owned() } else { names.join(" and ") };
+    format!("in use by {names}, which holds its lock; adopt it again when that is over")
+}
+
+/// What is said of a revision that an error was about.
+fn why(error: &Error, dir: &Utf8Path) -> String {
+    refusal(error, dir).unwrap_or_else(|| error.to_string())
+}
+
 fn take_over(core: &Arc<Core>, dir: &Utf8Path, survey: &Survey, progress: &mut dyn Progress) -> Result<Ended> {
     let staging = DraftDir::new(core)?;
-    let sealed = match seal(core, dir, survey, staging.path(), progress) {
+    let ended = match seal_and_list(core, dir, survey, staging.path(), progress) {
+        Err(error) if refusal(&error, dir).is_some() && !may_be_listed(dir) => Err(why(&error, dir)),
+        ended => ended?,
+    };
+    if ended.is_err() {
+        survey.give_back(&core.disk);
+    }
+    staging.give_up()?;
+    Ok(ended)
+}
+
+/// Files that are listed stay sealed.
+fn may_be_listed(dir: &Utf8Path) -> bool {
+    let record = read::bytes(&dir.join(REVISION_JSON)).ok().and_then(|bytes| RevisionRecord::from_json(&bytes).ok());
+    record.is_none_or(|record| record.contents.is_some())
+}
+
+fn seal_and_list(
+    core: &Core,
+    dir: &Utf8Path,
+    survey: &Survey,
+    staging: &Utf8Path,
+    progress: &mut dyn Progress,
+) -> Result<Ended> {
+    let sealed = match seal(core, dir, survey, staging, progress) {
         // A file that can't be read, or that mvm has removed, is no reason not to adopt the others.
         Err(Error::Io(error)) if error.is_not_found() || error.errno() == Some(libc::EIO) => Err(error.to_string()),
         sealed => sealed?,
     };
-    let ended = match sealed {
-        Ok(contents) => list(core, dir, survey, &contents, staging.path())?,
-        Err(reason) => Err(reason),
-    };
-    staging.give_up()?;
-    Ok(ended)
+    match sealed {
+        Ok(contents) => list(core, dir, survey, &contents, staging),
+        Err(reason) => Ok(Err(reason)),
+    }
 }
 
 /// Seals all files, durably, and shares those of which the store has the same bytes.
@@ -168,7 +253,7 @@ fn seal(
     progress: &mut dyn Progress,
 ) -> Result<std::result::Result<Vec<Content>, String>> {
     core.disk.note_foreign(dir)?;
-    for dir in survey.dirs.iter().rev() {
+    for (dir, _) in survey.dirs.iter().rev() {
         core.disk.open_up(dir, &read::metadata(dir)?)?;
     }
     let bytes = survey.files.iter().map(|(_, entry)| entry.metadata.len()).fold(0, u64::saturating_add);
@@ -230,7 +315,7 @@ fn note(path: &ArtifactPath, entry: &Entry, sealed: &SealedFile, progress: &mut 
 
 /// Lists the files in the record, when they and their names are durable.
 fn list(core: &Core, dir: &Utf8Path, survey: &Survey, contents: &[Content], staging: &Utf8Path) -> Result<Ended> {
-    for dir in &survey.dirs {
+    for (dir, _) in &survey.dirs {
         core.disk.fsync_dir(dir)?;
     }
     let path = dir.join(REVISION_JSON);

@@ -6,6 +6,7 @@ use camino::Utf8Path;
 use serde_json::json;
 use template_store::{Adopted, Store};
 
+use super::output::shown;
 use super::terminal::Terminal;
 use super::{Result, Session, Status};
 
@@ -38,6 +39,6 @@ fn text(adopted: &Adopted) -> String {
     if !adopted.left.is_empty() {
         text += "left as they are:\n";
     }
-    text.extend(adopted.left.iter().map(|left| format!("  {}: {}\n", left.path, left.reason)));
+    text.extend(adopted.left.iter().map(|left| format!("  {}: {}\n", shown(&left.path), shown(&left.reason))));
     text
 }

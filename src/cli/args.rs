@@ -360,7 +360,7 @@ pub(crate) struct Gc {
     /// Say what would go and why, and change nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Do at most what this plan says: the output of `gc --dry-run --json`
+    /// Do at most what this plan says: the output of `gc --dry-run --json`, or - for standard input
     #[arg(long, value_name = "FILE", conflicts_with_all = ["keep_last", "keep_within", "rollback", "max_size", "min_free", "include_adopted"])]
     pub plan: Option<Utf8PathBuf>,
     #[command(flatten)]
@@ -370,7 +370,8 @@ pub(crate) struct Gc {
 /// What a collection keeps.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PolicyArgs {
-    /// Keep the newest N revisions of each template [default: 3]
+    /// Keep the newest N revisions of each template [default: 3]; a template with a table of its own in
+    /// .store/config.toml ([gc.template.ID]) keeps as many as that says
     #[arg(long, value_name = "N")]
     pub keep_last: Option<u32>,
     /// Keep what was published within this time, such as 14d
@@ -428,5 +429,8 @@ impl std::str::FromStr for Target {
 }
 
 pub(crate) fn completions(shell: clap_complete::Shell) {
-    clap_complete::generate(shell, &mut Args::command(), "template-store", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "template-store", &mut script);
+    // A reader that has seen enough is no error.
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), &script);
 }

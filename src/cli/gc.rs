@@ -1,49 +1,93 @@
 //! `gc` and `why`: what goes, what stays, and the reasons.
 
+use std::collections::{HashMap, HashSet};
+
 use camino::Utf8Path;
 use serde::Serialize;
 use serde_json::json;
 use template_store::gc::{
     Adopted, Bound, GcPlan, GcReport, Goal, Planned, Policy, Reason, SkipReason, Skipped, Unmet, Verdict,
 };
-use template_store::{Error, Holder, Store};
+use template_store::{Error, Holder, RevisionId, Store, TemplateId};
 
 use super::args::{Gc, PolicyArgs, Target};
-use super::output::{Output, size, table};
+use super::output::{Output, shown, size, table};
 use super::terminal::Terminal;
 use super::{Failure, Result, Session, Status, input};
 
 /// What `--json` prints, and `--plan` reads ([`GcPlan::from_json`]).
 #[derive(Debug, Serialize)]
-struct Document<P, R> {
+struct Document<'a, P, R> {
     dry_run: bool,
     plan: P,
     report: Option<R>,
+    /// Of a saved plan: what it speaks of and is not there any more.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    gone: &'a [Gone],
+}
+
+/// A revision of a saved plan that somebody has removed since.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+struct Gone {
+    template: TemplateId,
+    revision: RevisionId,
+}
+
+impl Gone {
+    fn of(planned: &Planned) -> Gone {
+        Gone { template: planned.template.clone(), revision: planned.revision.clone() }
+    }
+}
+
+/// The revisions of a plan that are not in the store.
+fn gone(store: &Store, plan: &GcPlan) -> Result<Vec<Gone>> {
+    let mut there: HashMap<&TemplateId, HashSet<RevisionId>> = HashMap::new();
+    for planned in &plan.revisions {
+        if !there.contains_key(&planned.template) {
+            let revisions = match store.revisions(&planned.template) {
+                Err(Error::TemplateNotFound { .. }) => Vec::new(),
+                revisions => revisions?,
+            };
+            there.insert(&planned.template, revisions.into_iter().collect());
+        }
+    }
+    let is_gone = |planned: &&Planned| !there[&planned.template].contains(&planned.revision);
+    Ok(plan.revisions.iter().filter(is_gone).map(Gone::of).collect())
 }
 
 pub(crate) fn gc(session: &Session, args: &Gc) -> Result {
     let store = session.open()?;
     let output = session.output;
     let mut terminal = Terminal::new(output);
-    if args.dry_run {
-        let plan = match &args.plan {
-            Some(file) => saved(file)?,
-            None => store.plan_gc(&policy(&store, &args.policy)?)?,
-        };
-        let document = Document::<_, GcReport> { dry_run: true, plan: &plan, report: None };
-        output.document(&document, || dry_run_text(&plan));
-        return Ok(unmet(output, &plan.unmet));
-    }
-    let (plan, report) = match &args.plan {
+    // What was gone before is no work of this call.
+    let saved = match &args.plan {
         Some(file) => {
             let plan = saved(file)?;
-            let report = store.apply_gc(&plan, &mut terminal)?;
-            (plan, report)
+            Some((gone(&store, &plan)?, plan))
         }
-        None => store.gc(&policy(&store, &args.policy)?, &mut terminal)?,
+        None => None,
     };
-    let document = Document { dry_run: false, plan: &plan, report: Some(&report) };
-    output.document(&document, || report_text(&plan, &report));
+    if args.dry_run {
+        let (gone, plan) = match saved {
+            Some(saved) => saved,
+            None => (Vec::new(), store.plan_gc(&policy(&store, &args.policy)?)?),
+        };
+        let document = Document::<_, GcReport> { dry_run: true, plan: &plan, report: None, gone: &gone };
+        output.document(&document, || dry_run_text(&plan, &gone, args.plan.is_some()));
+        return Ok(unmet(output, &plan.unmet));
+    }
+    let (gone, plan, report) = match saved {
+        Some((gone, plan)) => {
+            let report = store.apply_gc(&plan, &mut terminal)?;
+            (gone, plan, report)
+        }
+        None => {
+            let (plan, report) = store.gc(&policy(&store, &args.policy)?, &mut terminal)?;
+            (Vec::new(), plan, report)
+        }
+    };
+    let document = Document { dry_run: false, plan: &plan, report: Some(&report), gone: &gone };
+    output.document(&document, || report_text(&plan, &report, &gone));
     for failed in &report.failed {
         output.note(&failed.error);
     }
@@ -68,8 +112,12 @@ fn policy(store: &Store, args: &PolicyArgs) -> Result<Policy> {
 
 /// A plan that `gc --dry-run --json` printed.
 fn saved(file: &Utf8Path) -> Result<GcPlan> {
-    let wrong = |error| Failure::Usage(format!("{file} is not a plan of `gc --dry-run --json`: {error}"));
-    GcPlan::from_json(&input::read(file)?).map_err(wrong)
+    let (bytes, name) = match file.as_str() {
+        "-" => (input::standard()?, "standard input"),
+        _ => (input::read(file)?, file.as_str()),
+    };
+    let wrong = |error| Failure::Usage(format!("{name} is not a plan of `gc --dry-run --json`: {error}"));
+    GcPlan::from_json(&bytes).map_err(wrong)
 }
 
 fn unmet(output: &Output, unmet: &[Unmet]) -> Status {
@@ -86,31 +134,37 @@ fn unmet(output: &Output, unmet: &[Unmet]) -> Status {
     if unmet.is_empty() { Status::Done } else { Status::Refused }
 }
 
-fn dry_run_text(plan: &GcPlan) -> String {
+fn dry_run_text(plan: &GcPlan, gone: &[Gone], is_saved: bool) -> String {
+    let set: HashSet<&Gone> = gone.iter().collect();
+    let is_there = |planned: &&Planned| !set.contains(&Gone::of(planned));
     let row = |planned: &Planned| {
         let bytes = planned.frees_together.map(size).unwrap_or_default();
         vec![planned.template.to_string(), planned.revision.to_string(), bytes, reasons(planned)]
     };
-    let rows: Vec<_> = plan.going().map(row).collect();
+    let going: Vec<_> = plan.going().filter(is_there).collect();
     let mut text = String::new();
-    if !rows.is_empty() {
-        text += &table(&["TEMPLATE", "REVISION", "FREES", "WHY"], rows.clone());
+    if !going.is_empty() {
+        text += &table(&["TEMPLATE", "REVISION", "FREES", "WHY"], going.iter().copied().map(row));
         text += "\n";
     }
-    text += &protected(plan);
+    text += &gone_already(gone);
+    text += &protected(plan, &set);
     text += &leftovers(plan.leftovers.iter().map(|one| (kind_name(one.kind), one.path.as_str(), one.frees)));
     text += &held(plan.held_by_instances);
-    let kept = plan.revisions.len() - rows.len();
-    text + &format!(
-        "would remove {} and free {}{}; {} kept\n",
-        revisions(rows.len()),
-        at_most(plan.bound),
-        size(plan.frees),
-        kept
-    )
+    let frees = match gone.is_empty() {
+        true => format!("{}{}", at_most(plan.bound), size(plan.frees)),
+        // What the plan counts as shared with one that is gone may be freed with the other.
+        false => format!("about {}", size(going.iter().filter_map(|planned| planned.frees_together).sum())),
+    };
+    text +=
+        &format!("would remove {} and free {frees}; {}\n", revisions(going.len()), kept(plan, going.len(), gone.len()));
+    if is_saved {
+        text += "this is a saved plan: what became current or was pinned since, or is in use, will stay\n";
+    }
+    text
 }
 
-fn report_text(plan: &GcPlan, report: &GcReport) -> String {
+fn report_text(plan: &GcPlan, report: &GcReport, gone: &[Gone]) -> String {
     let row =
         |one: &template_store::gc::Collected| vec![one.template.to_string(), one.revision.to_string(), size(one.freed)];
     let mut text = String::new();
@@ -119,34 +173,53 @@ fn report_text(plan: &GcPlan, report: &GcReport) -> String {
         text += "\n";
     }
     for skipped in &report.skipped {
-        text += &format!("skipped {}@{}: {}\n", skipped.template, skipped.revision, skip_reason(skipped));
+        text += &format!("skipped {}@{}: {}\n", skipped.template, skipped.revision, shown(&skip_reason(skipped)));
     }
-    text += &protected(plan);
+    let mut set: HashSet<&Gone> = gone.iter().collect();
+    text += &protected(plan, &set);
     text += &leftovers(report.swept.iter().map(|one| (kind_name(one.kind), one.path.as_str(), one.freed)));
     text += &held(report.held_by_instances);
-    let kept = plan.revisions.len() - report.removed.len();
+    let skipped = report.skipped.iter().filter(|skipped| skipped.why == SkipReason::Gone);
+    let skipped: Vec<_> =
+        skipped.map(|one| Gone { template: one.template.clone(), revision: one.revision.clone() }).collect();
+    set.extend(&skipped);
     text + &format!(
-        "removed {} and freed {}{}; {} kept\n",
+        "removed {} and freed {}{}; {}\n",
         revisions(report.removed.len()),
         at_most(report.bound),
         size(report.freed),
-        kept
+        kept(plan, report.removed.len(), set.len())
     )
 }
 
+/// How many revisions of the plan stay, and how many others have removed.
+fn kept(plan: &GcPlan, removed: usize, gone: usize) -> String {
+    let kept = plan.revisions.len().saturating_sub(removed + gone);
+    match gone {
+        0 => format!("{kept} kept"),
+        gone => format!("{kept} kept, {gone} gone already"),
+    }
+}
+
+fn gone_already(gone: &[Gone]) -> String {
+    gone.iter().map(|one| format!("gone already: {}@{}\n", one.template, one.revision)).collect()
+}
+
 /// What somebody uses or has pinned is said by name.
-fn protected(plan: &GcPlan) -> String {
-    let kept = plan.revisions.iter().filter(|planned| planned.verdict == Verdict::Kept);
+fn protected(plan: &GcPlan, gone: &HashSet<&Gone>) -> String {
+    let is_kept = |planned: &&Planned| planned.verdict == Verdict::Kept && !gone.contains(&Gone::of(planned));
+    let kept = plan.revisions.iter().filter(is_kept);
     let by_somebody = |planned: &&Planned| {
         planned.reasons.iter().any(|reason| matches!(reason, Reason::Leased { .. } | Reason::Pinned { .. }))
     };
-    let line = |planned: &Planned| format!("kept {}@{}: {}\n", planned.template, planned.revision, reasons(planned));
+    let line =
+        |planned: &Planned| format!("kept {}@{}: {}\n", planned.template, planned.revision, shown(&reasons(planned)));
     kept.filter(by_somebody).map(line).collect()
 }
 
 fn leftovers<'a>(found: impl Iterator<Item = (String, &'a str, u64)>) -> String {
     found
-        .map(|(kind, path, bytes)| format!("left behind by a dead process: {kind} {path}, {}\n", size(bytes)))
+        .map(|(kind, path, bytes)| format!("left behind by a dead process: {kind} {}, {}\n", shown(path), size(bytes)))
         .collect()
 }
 
@@ -268,7 +341,7 @@ fn why_text(planned: &Planned) -> String {
     };
     let mut text = format!("{}@{} {head}:\n", planned.template, planned.revision);
     for one in &planned.reasons {
-        text += &format!("  {}\n", reason(one));
+        text += &format!("  {}\n", shown(&reason(one)));
     }
     if let Some(bytes) = planned.frees_alone {
         text += &format!("  removing it alone frees {}\n", size(bytes));

@@ -13,7 +13,7 @@ use template_store::{
 use super::args::{Lookup, Target};
 use super::build::inputs;
 use super::cached::Cache;
-use super::output::{revision_json, size, table};
+use super::output::{revision_json, shown, size, table};
 use super::run::revision;
 use super::terminal::Terminal;
 use super::{Failure, Result, Session, Status};
@@ -253,13 +253,14 @@ pub(crate) fn show(session: &Session, target: &Target) -> Result {
 fn show_template(summary: &Summary) -> String {
     let mut text = format!("template  {}\n", summary.id);
     if let Ok(spec) = &summary.spec {
-        text += &format!("flake     {}\nprofile   {}\nrole      {}\n", spec.flake_ref, spec.profile, spec.role);
+        let (flake, profile, role) = (shown(&spec.flake_ref), shown(&spec.profile), shown(&spec.role));
+        text += &format!("flake     {flake}\nprofile   {profile}\nrole      {role}\n");
         text += &format!("machine   {} vcpus, {} MiB", spec.vcpus, spec.mem_mib);
         text += &match spec.data_disk_mib {
             0 => "\n".to_owned(),
             mib => format!(", data disk {mib} MiB\n"),
         };
-        text += &format!("created   {}\n", spec.created_at);
+        text += &format!("created   {}\n", shown(&spec.created_at));
     }
     text += "\n";
     let row = |(id, line): &(RevisionId, StoreResult<Line>)| {
@@ -280,7 +281,10 @@ fn show_revision(revision: &Revision, snapshot: Option<&SnapshotInfo>) -> String
     let mut text = format!("revision  {}@{}\npath      {}\n", revision.template(), revision.id(), revision.path());
     text += &format!(
         "built     {} from {} (profile {}, role {})\n",
-        build.built_at, build.flake_ref, build.profile, build.role
+        shown(&build.built_at),
+        shown(&build.flake_ref),
+        shown(&build.profile),
+        shown(&build.role)
     );
     if let Some(origin) = &revision.record().reused_from {
         text += &format!("reused    the files of {}@{}\n", origin.template, origin.revision);
@@ -290,7 +294,7 @@ fn show_revision(revision: &Revision, snapshot: Option<&SnapshotInfo>) -> String
     }
     text += &format!("machine   {} vcpus, {} MiB\n", build.vcpus, build.mem_mib);
     if let Some(info) = snapshot {
-        text += &format!("snapshot  {}, {} vcpus, {} MiB\n", info.created_at, info.vcpus, info.mem_mib);
+        text += &format!("snapshot  {}, {} vcpus, {} MiB\n", shown(&info.created_at), info.vcpus, info.mem_mib);
     }
     text.push('\n');
     if revision.record().contents.is_none() {

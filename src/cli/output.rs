@@ -1,5 +1,6 @@
 //! Results on stdout: text for people, or one JSON document; everything else on stderr.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 
 use serde_json::{Value, json};
@@ -22,8 +23,7 @@ impl Output {
         } else {
             let text = text();
             let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
-            let text = if std::io::stdout().is_terminal() { plain(&text) } else { text };
-            print(&format!("{text}{end}"));
+            print(&format!("{}{end}", plain(&text)));
         }
     }
 
@@ -41,12 +41,13 @@ impl Output {
     /// Something that the user should know.
     pub fn note(&self, text: &str) {
         if !self.quiet {
-            eprintln!("note: {}", on_stderr(text));
+            eprintln!("note: {}", shown(text));
         }
     }
 
     pub fn failure(&self, text: &str, code: u8) {
-        eprintln!("error: {}", on_stderr(text));
+        // Some errors have several lines; none of them is to look like another message.
+        eprintln!("error: {}", plain(text).replace('\n', "\n       "));
         if self.json {
             print(&format!("{:#}\n", json!({ "error": text, "exit_code": code })));
         }
@@ -58,13 +59,21 @@ impl Output {
     }
 }
 
-fn on_stderr(text: &str) -> String {
-    if std::io::stderr().is_terminal() { plain(text) } else { text.to_owned() }
+/// Text of several lines, in which nothing speaks to the terminal.
+fn plain(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| c.is_control() && c != '\n')
 }
 
-/// Names, commands and reasons come from anybody; none of them may speak to the terminal.
-fn plain(text: &str) -> String {
-    let speaks = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+/// Text from elsewhere as it may stand in a line. Names, commands and reasons come from anybody: none of them may speak
+/// to the terminal, or begin a line of its own.
+pub(crate) fn shown(text: &(impl AsRef<str> + ?Sized)) -> Cow<'_, str> {
+    escaped(text.as_ref(), char::is_control)
+}
+
+fn escaped(text: &str, speaks: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.chars().any(&speaks) {
+        return text.into();
+    }
     text.chars().flat_map(|c| if speaks(c) { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
@@ -76,6 +85,7 @@ fn print(text: &str) {
 /// A table without lines.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = comfy_table::Table::new();
+    let rows = rows.into_iter().map(|row| row.iter().map(|cell| shown(cell).into_owned()).collect::<Vec<_>>());
     table.load_preset(comfy_table::presets::NOTHING).set_header(header.to_vec()).add_rows(rows);
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -113,6 +123,8 @@ pub(crate) fn size(bytes: u64) -> String {
 mod tests {
     #[test]
     fn nothing_speaks_to_the_terminal() {
-        assert_eq!(super::plain("web\u{1b}[2J\u{9b}x\r\n\tüß 雪"), "web\\u{1b}[2J\\u{9b}x\\r\n\tüß 雪");
+        let text = "web\u{1b}[2J\u{9b}x\u{7f}\r\n\tüß 雪";
+        assert_eq!(super::plain(text), "web\\u{1b}[2J\\u{9b}x\\u{7f}\\r\n\\tüß 雪");
+        assert_eq!(super::shown(text), "web\\u{1b}[2J\\u{9b}x\\u{7f}\\r\\n\\tüß 雪");
     }
 }

@@ -6,7 +6,7 @@ use template_store::{
 };
 
 use super::args::{AddRemote, Remote as Command};
-use super::output::{size, table};
+use super::output::{shown, size, table};
 use super::terminal::Terminal;
 use super::{Failure, Result, Session, Status};
 
@@ -97,12 +97,13 @@ fn check(session: &Session, named: Option<&str>) -> Result {
         })
     };
     session.output.result(document, || {
-        let passed = found.passed.iter().map(|line| format!("ok    {line}\n")).collect::<String>();
+        let passed = found.passed.iter().map(|line| format!("ok    {}\n", shown(line))).collect::<String>();
         match &found.problem {
             None => passed,
             Some(problem) => format!(
-                "{passed}FAIL  {problem}: two who push at once could lose what one of them pushed; \
-                 if nobody else ever pushes there, say so with `remote add --single-writer`\n"
+                "{passed}FAIL  {}: two who push at once could lose what one of them pushed; \
+                 if nobody else ever pushes there, say so with `remote add --single-writer`\n",
+                shown(problem)
             ),
         }
     });
@@ -163,8 +164,8 @@ fn verify(session: &Session, named: Option<&str>, data: bool) -> Result {
         })
     };
     session.output.result(document, || {
-        let findings =
-            report.findings.iter().map(|one| format!("{}: {}\n", one.object, one.problem)).collect::<String>();
+        let line = |(object, problem)| format!("{}: {}\n", shown(object), shown(problem));
+        let findings = report.findings.iter().map(|one| line((&one.object, &one.problem))).collect::<String>();
         let how = if data { "read and hashed" } else { "there" };
         let end = match clean {
             true => format!("{} revisions, {} files: all are {how}", report.revisions, report.files),

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use template_store::{Error, Host, Platform, Revision, Snapshot, SnapshotFiles, SnapshotOptions, TemplateKind};
 
 use super::args::{AttachSnapshot, HostArgs, Snapshot as SnapshotArgs, Target};
-use super::output::{size, table};
+use super::output::{shown, size, table};
 use super::run::revision;
 use super::terminal::Terminal;
 use super::{Result, Session, Status};
@@ -60,7 +60,7 @@ fn show(session: &Session, target: &Target) -> Result {
                     "snapshot  {}@{}, made by mvm\ntaken     {}\nmachine   {} vcpus, {} MiB\n",
                     revision.template(),
                     revision.id(),
-                    info.created_at,
+                    shown(&info.created_at),
                     info.vcpus,
                     info.mem_mib
                 )
@@ -91,7 +91,8 @@ fn text(snapshot: &Snapshot) -> String {
     let (record, revision) = (snapshot.record(), snapshot.revision());
     let info = &record.info;
     let mut text = format!("snapshot  {}@{}\npath      {}\n", revision.template(), revision.id(), snapshot.path());
-    text += &format!("taken     {}\nmachine   {} vcpus, {} MiB\n", info.created_at, info.vcpus, info.mem_mib);
+    let taken = shown(&info.created_at);
+    text += &format!("taken     {taken}\nmachine   {} vcpus, {} MiB\n", info.vcpus, info.mem_mib);
     let platform = &record.platform;
     let known = [
         ("boot args", Some(&info.boot_args).filter(|args| !args.is_empty())),
@@ -104,11 +105,11 @@ fn text(snapshot: &Snapshot) -> String {
         ("arch", platform.architecture.as_ref()),
     ];
     for (name, value) in known {
-        text += &value.map(|value| format!("{name:<9} {value}\n")).unwrap_or_default();
+        text += &value.map(|value| format!("{name:<9} {}\n", shown(value))).unwrap_or_default();
     }
     for drive in &record.drives {
-        text +=
-            &drive.path_on_host.as_ref().map(|path| format!("drive     {} at {path}\n", drive.id)).unwrap_or_default();
+        let line = |path| format!("drive     {} at {}\n", drive.id, shown(path));
+        text += &drive.path_on_host.as_ref().map(line).unwrap_or_default();
     }
     let row = |content: &template_store::Content| {
         vec![content.path.to_string(), size(content.size), content.blake3.to_string()]
@@ -139,7 +140,8 @@ fn check(session: &Session, target: &Target, args: &HostArgs) -> Result {
     let text = || match reasons.is_empty() {
         true => format!("a VM of this host can go on from the snapshot of {name}"),
         false => {
-            let reasons: Vec<String> = reasons.iter().map(|reason| format!("  {reason}\n")).collect();
+            let reasons: Vec<String> =
+                reasons.iter().map(|reason| format!("  {}\n", shown(&reason.to_string()))).collect();
             format!("no VM of this host can go on from the snapshot of {name}:\n{}", reasons.concat())
         }
     };

@@ -22,7 +22,7 @@ fn advice(error: &io::Error) -> &'static str {
     }
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "; free space on its file system, or remove revisions with `template-store rm`, and try again"
+            "; collect what nobody needs with `template-store gc`, or free space on its file system, and try again"
         }
         io::ErrorKind::ReadOnlyFilesystem => {
             "; the store can be read, but nothing can be changed until it is mounted writable"

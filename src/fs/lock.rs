@@ -39,6 +39,8 @@ pub(crate) enum Mode {
 pub(crate) enum Patience {
     /// Take it now or not at all.
     None,
+    /// Ask again and again for so long.
+    For(Duration),
     Forever,
 }
 
@@ -59,7 +61,8 @@ impl Flock {
             let lock = Flock::open(path, OFlags::RDONLY)?;
             match patience {
                 Patience::None if !lock.try_lock(mode)? => return Ok(None),
-                Patience::None => {}
+                Patience::For(limit) if !lock.try_for(mode, limit)? => return Ok(None),
+                Patience::None | Patience::For(_) => {}
                 Patience::Forever => lock.wait(mode)?,
             }
             if lock.still_named()? {
@@ -96,6 +99,17 @@ impl Flock {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error).at("lock", &self.path),
+        }
+    }
+
+    fn try_for(&self, mode: Mode, limit: Duration) -> Result<bool> {
+        let mut pauses = BackOff::new(Some(limit));
+        loop {
+            match self.try_lock(mode)? {
+                true => return Ok(true),
+                false if pauses.pause() => {}
+                false => return Ok(false),
+            }
         }
     }
 

@@ -7,6 +7,7 @@
 pub(crate) mod atomic;
 pub(crate) mod copy;
 pub(crate) mod duplicate;
+pub(crate) mod fixed;
 pub(crate) mod handle;
 pub(crate) mod holes;
 mod ioctl;

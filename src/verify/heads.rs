@@ -10,7 +10,7 @@ use super::revisions::{misread, readable, unread};
 use super::scan::{Scan, Seen};
 use crate::activation::{self, Current};
 use crate::error::Result;
-use crate::format::{ActivationLog, TemplateSpec};
+use crate::format::{ActivationLog, RevisionRecord, TemplateSpec};
 use crate::fs::handle::Handle;
 use crate::fs::read;
 use crate::id::{RevisionId, TemplateId};
@@ -76,13 +76,42 @@ fn no_directory(path: &camino::Utf8Path, was: bool) -> Option<(FindingKind, Seve
     })
 }
 
+/// What is wrong with a template of mvm is no damage of the store, and a repair leaves it alone.
+fn leave_to_mvm(finding: &mut Finding) {
+    if finding.kind != FindingKind::Unreadable {
+        finding.severity = Severity::Note;
+        finding.subject = Subject::Nothing;
+        finding.detail += "; the template is mvm's, and was not adopted (`template-store adopt` says why)";
+    }
+}
+
 impl Look<'_> {
     /// Looks at the template itself; gives the revisions that are directories.
     fn all(&mut self) -> Vec<RevisionId> {
         self.definition();
         let log = self.log();
         self.current(&log);
-        self.revisions(&log)
+        let revisions = self.revisions(&log);
+        if !self.found.is_empty() && self.is_mvms(&revisions) {
+            self.found.iter_mut().for_each(leave_to_mvm);
+        }
+        revisions
+    }
+
+    /// Whether an adoption has left the template as it is: it has nothing of what every template of a store has.
+    fn is_mvms(&self, revisions: &[RevisionId]) -> bool {
+        let layout = &self.scan.core.layout;
+        let is_there = |path: Utf8PathBuf, unknown| read::exists(&path).unwrap_or(unknown);
+        let has_alias = matches!(read::link_if_there(&layout.alias(self.id)), Ok(Some(target)) if target == ARTIFACTS);
+        let is_listed = |revision: &RevisionId| match read::bytes_if_there(&layout.revision_json(self.id, revision)) {
+            Ok(None) => false,
+            Ok(Some(bytes)) => RevisionRecord::from_json(&bytes).is_ok_and(|record| record.contents.is_some()),
+            Err(_) => true,
+        };
+        !has_alias
+            && is_there(layout.artifacts(self.id), false)
+            && !is_there(layout.activations(self.id), true)
+            && !revisions.iter().any(is_listed)
     }
 
     fn add(&mut self, kind: FindingKind, severity: Severity, path: Utf8PathBuf, detail: String, subject: Subject) {

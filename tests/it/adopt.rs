@@ -159,7 +159,9 @@ fn the_program_says_in_words_what_it_adopted_and_what_it_left() {
 
 #[test]
 fn a_current_in_each_spelling_resolves_afterwards() {
-    for target in ["r1", "revisions/r1", "artifacts/r1", "artifacts/revisions/r1"] {
+    let spellings =
+        ["r1", "revisions/r1", "artifacts/r1", "artifacts/revisions/r1", "./revisions/r1", "revisions/r1/", "./r1//"];
+    for target in spellings {
         let place = Place::new();
         let root = mvm_data(&place);
         point(&root.join("templates/web"), target);

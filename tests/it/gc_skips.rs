@@ -76,6 +76,49 @@ fn a_saved_plan_can_be_looked_at_again() {
 }
 
 #[test]
+fn what_is_gone_since_is_neither_kept_nor_to_be_removed() {
+    let (place, store, ids, plan) = planned();
+    store.remove(&id("web"), &ids[0], Removal::Unused).unwrap();
+    let dry = ["gc", "--dry-run", "--plan", plan.as_str()];
+    let gone = format!("gone already: web@{}", ids[0]);
+    let text = place.done(&dry).out;
+    assert!(text.contains(&gone), "{text}");
+    assert!(text.contains("would remove 1 revision and free about"), "{text}");
+    assert!(text.contains("; 1 kept, 1 gone already\n") && text.contains("this is a saved plan"), "{text}");
+    let document = place.done(&[&["--json"], &dry[..]].concat()).json();
+    assert_eq!(document["gone"], json!([{ "template": "web", "revision": ids[0] }]), "{document}");
+    fs::write(place.join("again.json"), document.to_string()).unwrap();
+
+    let text = place.done(&["gc", "--plan", "again.json"]).out;
+    assert!(text.contains("removed 1 revision and freed") && text.contains("; 1 kept, 1 gone already\n"), "{text}");
+    let text = place.done(&["gc", "--plan", plan.as_str()]).out;
+    assert!(text.contains("removed 0 revisions") && text.contains("; 1 kept, 2 gone already\n"), "{text}");
+    store.remove_template(&id("web"), Removal::Forced).unwrap();
+    let text = place.done(&dry).out;
+    assert!(text.contains("would remove 0 revisions") && text.contains("; 0 kept, 3 gone already\n"), "{text}");
+}
+
+#[test]
+fn a_saved_plan_can_come_through_a_pipe() {
+    let (place, store, ids, plan) = planned();
+    let through = |words: &[&str]| {
+        let mut command = place.program(words);
+        command.stdin(fs::File::open(&plan).unwrap());
+        command.output().unwrap()
+    };
+    let dry = through(&["--json", "gc", "--dry-run", "--plan", "-"]);
+    let saved: Value = serde_json::from_slice(&fs::read(&plan).unwrap()).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&dry.stdout).unwrap(), saved);
+    assert!(through(&["gc", "--plan", "-"]).status.success());
+    assert_eq!(store.revisions(&id("web")).unwrap(), [ids[2].clone()]);
+    fs::write(&plan, "{}").unwrap();
+    let refused = through(&["gc", "--plan", "-"]);
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text.contains("standard input is not a plan"), "{text}");
+}
+
+#[test]
 fn what_became_current_stays() {
     let (place, store, ids, plan) = planned();
     drop(store.activate(&id("web"), &ids[0], Expect::Any).unwrap());

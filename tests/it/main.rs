@@ -3,6 +3,7 @@
 mod activation;
 mod adopt;
 mod adopt_again;
+mod adopt_left;
 mod beside;
 mod catalog;
 mod counts;

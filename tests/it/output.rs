@@ -1,11 +1,13 @@
 //! What the program prints: one JSON document for each command, or text for people.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 use template_store::{Digest, RevisionId};
 
-use crate::support::{Place, assert_clean, assert_right, bytes, id, listing, script};
+use crate::support::{Place, Ran, assert_clean, assert_right, bytes, id, listing, script};
 
 /// A store with the revisions `a` and `b` of `web`; `b` is current.
 fn two() -> (Place, [RevisionId; 2]) {
@@ -260,4 +262,117 @@ fn completions_are_there_for_each_shell() {
         assert!(place.done(&["completions", shell]).out.contains("template-store"), "{shell}");
     }
     assert!(!place.root().exists(), "no store is needed");
+}
+
+/// What somebody wrote who wants to be taken for the program, or to speak to the terminal.
+const FORGED: &str = "x\u{1b}[2J\u{9b}1m\u{7f}\r\nforged: all is well";
+
+#[track_caller]
+fn says_it_harmlessly(ran: &Ran, word: &str) {
+    let all = format!("{}{}", ran.out, ran.err);
+    let speaks = |c: char| c.is_control() && c != '\n';
+    assert!(!all.contains(speaks), "{all:?}");
+    assert!(all.contains(word) && all.contains("\\u{1b}[2J"), "{all:?}");
+    assert!(!all.lines().any(|line| line.trim_start().starts_with("forged")), "{all:?}");
+}
+
+#[test]
+fn what_others_wrote_speaks_neither_to_the_terminal_nor_for_the_program() {
+    let (place, [a, _]) = two();
+    let store = place.store();
+    let pin = json!({ "template": "web", "revision": a, "created_at": "2026-01-01T00:00:00Z", "reason": FORGED });
+    fs::write(store.layout().pins().join("theirs.json"), pin.to_string()).unwrap();
+    says_it_harmlessly(&place.done(&["pins"]), "theirs");
+
+    let target = format!("web@{a}");
+    let script = format!("echo ready; read line; : '{FORGED}'");
+    let mut holder = place.program(&["run", &target, "--", "sh", "-c", &script]);
+    let mut holder = holder.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    BufReader::new(holder.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+    says_it_harmlessly(&place.done(&["why", &target]), "in use by process");
+    says_it_harmlessly(&place.run(&["gc", "--keep-last", "0"]), "in use by process");
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+
+    let template = store.layout().template_json(&id("web"));
+    let mut spec: Value = serde_json::from_slice(&fs::read(&template).unwrap()).unwrap();
+    spec["flake_ref"] = FORGED.into();
+    fs::write(&template, spec.to_string()).unwrap();
+    says_it_harmlessly(&place.run(&["show", "web"]), "flake");
+    fs::write(store.layout().revision(&id("web"), &a).join(FORGED), "").unwrap();
+    says_it_harmlessly(&place.run(&["verify"]).with_code(4), "foreign");
+    fs::write(&template, json!({ FORGED: 1 }).to_string()).unwrap();
+    fs::write(store.layout().config(), format!("[gc]\n\"{}\" = 1", FORGED.escape_default())).unwrap();
+    let refused = place.run(&["gc"]);
+    let all = format!("{}{}", refused.out, refused.err);
+    assert!(!all.contains(|c: char| c.is_control() && c != '\n') && all.contains("config.toml"), "{all:?}");
+    assert!(!all.lines().any(|line| line.starts_with("forged")), "{all:?}");
+}
+
+/// The names of all fields at the top of a document, or of those in its list.
+fn fields(document: &Value) -> Vec<String> {
+    match document {
+        Value::Array(list) => list.iter().flat_map(fields).collect(),
+        Value::Object(fields) => fields.keys().cloned().collect(),
+        _ => panic!("{document}"),
+    }
+}
+
+#[test]
+fn each_field_that_is_printed_is_in_the_list_of_fields() {
+    let doc = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md")).unwrap();
+    let (place, [a, b]) = two();
+    let (files, lock) = (place.image("files", "c"), place.lock("b"));
+    let (instance, remote) = (place.join("vm"), place.join("remote"));
+    fs::create_dir(&remote).unwrap();
+    let inputs = ["--flake-lock", lock.as_str(), "--role", "worker"];
+    let plan = place.join("plan.json");
+    let target = format!("web@{a}");
+    let calls: &[(&str, &[&str])] = &[
+        ("init", &["init"]),
+        ("create", &["create", "db", "--role", "worker"]),
+        ("build", &[&["build", "web"], &inputs[..], &["--", "false"]].concat()),
+        ("publish", &["publish", "app", files.as_str(), "--revision", "1"]),
+        ("lookup", &[&["lookup"], &inputs[..]].concat()),
+        ("list", &["list"]),
+        ("show ID", &["show", "web"]),
+        ("show ID@REVISION", &["show", &target]),
+        ("path", &["path", "web", "rootfs"]),
+        ("history", &["history", "web"]),
+        ("rollback", &["rollback", "web"]),
+        ("activate", &["activate", "web", b.as_str()]),
+        ("pin", &["pin", "kept", &target, "--until", "9d", "--reason", "why"]),
+        ("pins", &["pins"]),
+        ("unpin", &["unpin", "kept"]),
+        ("instance", &["instance", "web", instance.as_str()]),
+        ("instance list", &["instance", "list"]),
+        ("instance rm", &["instance", "rm", instance.as_str()]),
+        ("remote add", &["remote", "add", "hub", remote.as_str()]),
+        ("remote list", &["remote", "list"]),
+        ("remote check", &["remote", "check"]),
+        ("push", &["push", "web"]),
+        ("pull", &["pull", "web"]),
+        ("remote ls", &["remote", "ls"]),
+        ("remote verify", &["remote", "verify"]),
+        ("remote rm", &["remote", "rm", "hub"]),
+        ("why", &["why", "web"]),
+        ("du", &["du"]),
+        ("verify", &["verify"]),
+        ("gc", &["gc", "--dry-run", "--keep-last", "1"]),
+        ("rm", &["rm", &target]),
+        ("gc", &["gc", "--plan", plan.as_str()]),
+    ];
+    for (name, words) in calls {
+        let document = place.done(&[&["--json"], *words].concat()).json();
+        if *name == "gc" {
+            fs::write(&plan, document.to_string()).unwrap();
+        }
+        assert!(doc.contains(&format!("`{name}`")), "{name} is not there");
+        for field in fields(&document) {
+            let ways = [format!("`{field}`"), format!("\"{field}\""), format!(".{field}`")];
+            assert!(ways.iter().any(|way| doc.contains(way)), "{field} of {name} is not there");
+        }
+    }
+    let refused = place.run(&["--json", "show", "none"]).with_code(3).json();
+    assert_eq!(fields(&refused), ["error", "exit_code"]);
 }
