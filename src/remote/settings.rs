@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use toml_edit::{DocumentMut, Item, Table, value};
+use toml_edit::{DocumentMut, Item, Table, TomlError, value};
 
+use super::text::{plain, url};
 use crate::format::{FormatError, check_toml};
 use crate::id::RemoteName;
 use crate::options::setters;
@@ -36,6 +37,17 @@ impl RemoteSettings {
         RemoteSettings { url: url.into(), endpoint: None, region: None, allow_http: false, single_writer: false }
     }
 
+    /// The same, as it may be shown: without what would be a user, a password or a signature in a URL. Such a remote can't be
+    /// opened.
+    ///
+    /// ```
+    /// let slip = template_store::RemoteSettings::at("s3://key:secret@bucket/images");
+    /// assert_eq!(slip.shown().url, "s3://…@bucket/images");
+    /// ```
+    pub fn shown(&self) -> RemoteSettings {
+        RemoteSettings { url: url(&self.url), endpoint: self.endpoint.as_deref().map(url), ..self.clone() }
+    }
+
     setters! {
         /// The server that speaks S3, if it is not Amazon's.
         endpoint: Option<String>,
@@ -56,7 +68,8 @@ pub(super) fn all(text: &str) -> Result<BTreeMap<RemoteName, RemoteSettings>, Fo
         remote: BTreeMap<RemoteName, RemoteSettings>,
     }
     check_toml("config.toml", text)?;
-    let config: Config = toml::from_str(text).map_err(|error| FormatError::invalid("config.toml", error))?;
+    let config: Config = toml::from_str(text)
+        .map_err(|error| FormatError::toml("config.toml", text, &plain(error.message()), error.span()))?;
     Ok(config.remote)
 }
 
@@ -100,7 +113,8 @@ pub(super) fn without(text: &str, name: &RemoteName) -> Result<String, FormatErr
 
 fn parse(text: &str) -> Result<DocumentMut, FormatError> {
     check_toml("config.toml", text)?;
-    text.parse().map_err(|error| FormatError::invalid("config.toml", error))
+    text.parse()
+        .map_err(|error: TomlError| FormatError::toml("config.toml", text, &plain(error.message()), error.span()))
 }
 
 #[cfg(test)]
