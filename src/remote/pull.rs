@@ -17,7 +17,7 @@ use crate::core::Core;
 use crate::damage;
 use crate::draft::Draft;
 use crate::error::{Error, Result};
-use crate::format::{Content, OBJECT_MIN_SIZE, RevisionRecord, TemplateSpec};
+use crate::format::{Content, OBJECT_MIN_SIZE, RevisionRecord, TemplateSpec, derived_id};
 use crate::fs::atomic::needs_copy;
 use crate::fs::copy::Advance;
 use crate::fs::read;
@@ -148,8 +148,14 @@ pub(super) fn check_publishable(
     options: &PublishOptions,
 ) -> Result<()> {
     activation::check(core, template, &options.expect)?;
-    // One whose record can't be read is healed, and what mvm made can only be compared with what came.
-    let Ok(there) = Revision::open(core, template, id) else { return Ok(()) };
+    let there = match Revision::open(core, template, id) {
+        Ok(there) => there,
+        Err(Error::RevisionNotFound { .. } | Error::TemplateNotFound { .. }) => return Ok(()),
+        // The id says what it held: it will be healed.
+        Err(Error::Damaged { .. }) if *id == derived_id(contents) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    // What mvm made can only be compared with what came.
     match there.record().contents.as_deref().and_then(|ours| first_difference(ours, contents)) {
         None => Ok(()),
         Some(path) => {

@@ -13,6 +13,7 @@ use template_store::{
 use super::faulty::Faulty;
 use super::held::{Held, POINTER, sealed};
 use super::{host, in_memory, publish, pull, push};
+use crate::process::Ran;
 use crate::support::{Place, assert_error, assert_right, id};
 
 /// A remote that notes when a file is fetched from it.
@@ -38,15 +39,19 @@ fn a_pull_that_is_to_be_refused_fetches_nothing() {
     assert!(matches!(refused, Err(Error::RevisionDiffers { .. })), "{refused:?}");
     let c = host(&place, "c");
     let expecting = PullOptions::default().publish(PublishOptions::default().expect(Expect::Current(name)));
-    let refused = c.pull(&without_blobs(memory.clone()), &id("web"), None, &expecting, &mut ());
+    let refused = c.pull(&without_blobs(memory), &id("web"), None, &expecting, &mut ());
     assert!(matches!(refused, Err(Error::CurrentMoved { .. })), "{refused:?}");
-    // What is unreadable here is no other revision: it is healed.
-    let healed = pull(&c, &in_memory(memory.clone()), None).unwrap().revision;
-    let record = healed.path().join("revision.json");
-    drop(healed);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_healed_if_its_id_says_what_it_held() {
+    let place = Place::new();
+    let (a, b, memory) = (host(&place, "a"), host(&place, "b"), Arc::new(InMemory::new()));
+    push(&a, &in_memory(memory.clone()), &publish(&place, &a, "one")).unwrap();
+    let record = pull(&b, &in_memory(memory.clone()), None).unwrap().revision.path().join("revision.json");
     fs::remove_file(&record).unwrap();
     fs::write(&record, "{").unwrap();
-    assert_right(&pull(&c, &in_memory(memory), None).unwrap().revision);
+    assert_right(&pull(&b, &in_memory(memory), None).unwrap().revision);
 }
 
 /// The room for the snapshot is looked at with that for its revision, before anything comes.
@@ -118,4 +123,27 @@ fn what_is_no_file_keeps_nobody_waiting() {
         fs::write(path, good).unwrap();
     }
     pull(&host(&place, "b"), &remote, None).unwrap();
+}
+
+#[test]
+fn a_remote_with_one_writer_is_checked_as_such() {
+    let Some(bucket) = super::server::bucket() else { return };
+    let place = Place::new();
+    let check = |algorithm: Option<&str>| {
+        let mut command = place.program(&["remote", "check", "one", "--json"]);
+        command.env("AWS_ACCESS_KEY_ID", super::server::KEY).env("AWS_SECRET_ACCESS_KEY", super::server::SECRET);
+        if let Some(algorithm) = algorithm {
+            command.env("AWS_CHECKSUM_ALGORITHM", algorithm);
+        }
+        Ran::of(command.output().unwrap())
+    };
+    let url = bucket.url();
+    let words = ["remote", "add", "one", &url, "--endpoint", &bucket.endpoint, "--allow-http", "--single-writer"];
+    place.done(&words);
+    let found = check(None).with_code(0).json();
+    assert!(found["passed"].to_string().contains("single_writer"), "{found}");
+    check(Some("crc64nvme")).with_code(0);
+    // Whoever says another one is heard.
+    let unknown = check(Some("md5")).with_code(2);
+    assert!(unknown.err.contains("md5"), "{}", unknown.err);
 }
