@@ -62,6 +62,7 @@ impl Supply for Backend {
     }
 
     fn fetch(&self, disk: &Disk, content: &Content, to: &Utf8Path, advance: Advance) -> Result<bool> {
+        self.wait(self.check_format())?;
         match download(self, disk, (content, &[]), to, advance) {
             Ok(()) => Ok(true),
             Err(Error::Remote(RemoteError::Damaged { .. })) => Ok(false),

@@ -1,6 +1,7 @@
 //! `[remote.NAME]` in `.store/config.toml`: where remotes are. Pure: text in, text out.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use toml_edit::{DocumentMut, Item, Table, TomlError, value};
@@ -11,7 +12,7 @@ use crate::id::RemoteName;
 use crate::options::setters;
 
 /// Where a remote is, and how it is reached. Never credentials: those come from the environment and files of each cloud.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct RemoteSettings {
@@ -31,6 +32,19 @@ pub struct RemoteSettings {
     pub single_writer: bool,
 }
 
+impl fmt::Debug for RemoteSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self.shown();
+        f.debug_struct("RemoteSettings")
+            .field("url", &shown.url)
+            .field("endpoint", &shown.endpoint)
+            .field("region", &shown.region)
+            .field("allow_http", &shown.allow_http)
+            .field("single_writer", &shown.single_writer)
+            .finish()
+    }
+}
+
 impl RemoteSettings {
     /// A remote at this URL, or in this directory.
     pub fn at(url: impl Into<String>) -> RemoteSettings {
@@ -43,6 +57,7 @@ impl RemoteSettings {
     /// ```
     /// let slip = template_store::RemoteSettings::at("s3://key:secret@bucket/images");
     /// assert_eq!(slip.shown().url, "s3://…@bucket/images");
+    /// assert!(!format!("{slip:?}").contains("secret"));
     /// ```
     pub fn shown(&self) -> RemoteSettings {
         RemoteSettings { url: url(&self.url), endpoint: self.endpoint.as_deref().map(url), ..self.clone() }

@@ -84,11 +84,19 @@ pub(super) fn status(text: &str) -> Option<u16> {
     after.get(..3)?.parse().ok()
 }
 
+/// What a server says of other bytes than were sent; the last two of a list of parts.
+const CHANGED: [&str; 6] = [
+    "BadDigest",
+    "InvalidDigest",
+    "XAmzContentSHA256Mismatch",
+    "XAmzContentChecksumMismatch",
+    "MalformedXML",
+    "InvalidPart",
+];
+
 /// Whether the server got other bytes than were sent, and says so.
 pub(super) fn was_changed(text: &str) -> bool {
-    ["BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"]
-        .iter()
-        .any(|code| text.contains(code))
+    CHANGED.iter().any(|code| text.contains(code))
 }
 
 /// Whether the same request may succeed the next time. What a server answers with 5xx was asked for again already.
