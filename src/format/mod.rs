@@ -109,12 +109,16 @@ impl FormatError {
         FormatError::Invalid { what, reason: shorten(reason.to_string()) }
     }
 
-    /// What is wrong with TOML, without the line itself: what stands there may be secret.
+    /// What is wrong with TOML, by the number of the line and its key, without the value: that may be secret.
     pub(crate) fn toml(what: &'static str, text: &str, message: &str, place: Option<std::ops::Range<usize>>) -> Self {
-        match place.and_then(|place| text.get(..place.start)) {
-            Some(before) => FormatError::invalid(what, format!("line {}: {message}", before.split('\n').count())),
-            None => FormatError::invalid(what, message),
-        }
+        let Some(before) = place.and_then(|place| text.get(..place.start)) else {
+            return FormatError::invalid(what, message);
+        };
+        let (number, start) = (before.split('\n').count(), before.rfind('\n').map_or(0, |at| at + 1));
+        let key = text[start..].lines().next().and_then(|line| line.split_once('=')).map_or("", |(key, _)| key.trim());
+        let is_name = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+        let key = if is_name { format!(" ({key})") } else { String::new() };
+        FormatError::invalid(what, format!("line {number}{key}: {message}"))
     }
 
     pub(crate) fn unknown_features(features: &[String]) -> Self {
