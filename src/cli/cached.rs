@@ -74,14 +74,23 @@ impl Cache {
     ) -> Result<Option<Revision>> {
         let Some(settings) = &self.settings else { return Ok(None) };
         let options = PublishOptions::default();
-        let found = Remote::open_briefly(settings)
-            .and_then(|remote| store.lookup_remote(&remote, template, inputs, matching, &options, terminal));
+        let found = match Remote::open_briefly(settings) {
+            // Such as a directory or a file of credentials that this user may not read.
+            Err(error) => Err((error, true)),
+            Ok(remote) => {
+                let found = store.lookup_remote(&remote, template, inputs, matching, &options, terminal);
+                found.map_err(|error| {
+                    let is_theirs = matches!(error, Error::Remote(_));
+                    (error, is_theirs)
+                })
+            }
+        };
         match found {
-            Err(error @ Error::Remote(_)) if !self.required => {
+            Err((error, true)) if !self.required => {
                 self.do_without(&error, output);
                 Ok(None)
             }
-            found => Ok(found?),
+            found => Ok(found.map_err(|(error, _)| error)?),
         }
     }
 

@@ -56,7 +56,8 @@ fn opened(session: &Session, named: Option<&str>) -> Result<Remote> {
 fn add(session: &Session, args: &AddRemote) -> Result {
     let store = session.open_or_init()?;
     store.add_remote(&args.name, &args.settings())?;
-    let (name, url) = (&args.name, &args.url);
+    let name = &args.name;
+    let url = store.remotes()?.remove(name).map(|added| added.url).unwrap_or_default();
     session.output.result(|| json!({ "remote": name, "url": url }), || format!("{name} is {url}"));
     Ok(Status::Done)
 }
@@ -68,9 +69,10 @@ fn remove(session: &Session, name: &RemoteName) -> Result {
 }
 
 fn list(session: &Session) -> Result {
-    let remotes = session.open()?.remotes()?;
+    let remotes = session.open()?.remotes()?.into_iter().map(|(name, settings)| (name, settings.shown()));
+    let remotes: Vec<(RemoteName, RemoteSettings)> = remotes.collect();
     let document = || {
-        let one = |(name, settings): (&RemoteName, &RemoteSettings)| {
+        let one = |(name, settings): &(RemoteName, RemoteSettings)| {
             let mut document = serde_json::to_value(settings).expect("settings are JSON");
             document["name"] = json!(name);
             document
@@ -122,8 +124,15 @@ fn ls(session: &Session, named: Option<&str>, only: Option<&TemplateId>) -> Resu
         let rows = templates.iter().flat_map(|one| one.revisions.iter().map(|revision| row(one, revision)));
         table(&["TEMPLATE", "REVISION", "", "SIZE", "", "PUSHED"], rows)
     });
+    let damaged = || templates.iter().filter_map(|one| Some((&one.template, one.problem.as_ref()?)));
+    for (template, problem) in damaged() {
+        session.output.note(&format!(
+            "template {template} is damaged there: {problem}; `template-store push --resend` from a store that has it mends it"
+        ));
+    }
     Ok(match only {
         Some(_) if templates.is_empty() => Status::NotFound,
+        _ if damaged().next().is_some() => Status::Damaged,
         _ => Status::Done,
     })
 }
@@ -144,6 +153,7 @@ fn template_json(template: &RemoteTemplate) -> serde_json::Value {
     let revision = |one: &RemoteRevision| json!({ "revision": one.revision, "bytes": one.bytes, "pushed_at": one.pushed_at, "snapshot": one.has_snapshot });
     json!({
         "template": template.template,
+        "problem": template.problem,
         "current": template.current,
         "revisions": template.revisions.iter().map(revision).collect::<Vec<_>>(),
         "history": template.history.iter().map(|(revision, at)| json!({ "revision": revision, "at": at })).collect::<Vec<_>>(),

@@ -21,6 +21,26 @@ pub(crate) fn check_parts(what: &'static str, bytes: &[u8], most: usize) -> Resu
     Ok(())
 }
 
+/// Refuses JSON whose values are nested deeper than this: written as people read it, each level adds to every line below it.
+#[cfg(feature = "remote")]
+pub(crate) fn check_depth(what: &'static str, bytes: &[u8], most: usize) -> Result<(), FormatError> {
+    let (mut depth, mut in_text, mut is_escaped) = (0, false, false);
+    for byte in bytes {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if in_text => is_escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text && depth == most => {
+                return Err(FormatError::invalid(what, format!("it is nested more than {most} levels deep")));
+            }
+            b'[' | b'{' if !in_text => depth += 1,
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Refuses TOML that nobody has written by hand.
 pub(crate) fn check_toml(what: &'static str, text: &str) -> Result<(), FormatError> {
     if text.len() > LARGEST_TOML {

@@ -36,6 +36,9 @@ pub(crate) use fc::{FcDrive, boot_args, vm_drives, with_machine};
 pub use instance::{InstanceFile, InstanceRecord, Owner, Start, Strategy};
 pub use lease::Holder;
 pub(crate) use lease::LeaseNote;
+#[cfg(feature = "remote")]
+pub(crate) use limits::check_depth;
+use limits::shorten;
 pub(crate) use limits::{MOST_PARTS, check_parts, check_toml};
 pub use pin::Pin;
 pub use revision::{
@@ -93,8 +96,8 @@ pub enum FormatError {
         /// The newest version that this program knows.
         supported: u32,
     },
-    /// The store uses features that this program does not know.
-    #[error("the store uses {features}, which this program does not know; use a newer template-store")]
+    /// A store or a remote uses features that this program does not know.
+    #[error("it uses {features}, which this program does not know; use a newer template-store")]
     UnknownFeatures {
         /// Their names.
         features: String,
@@ -103,7 +106,23 @@ pub enum FormatError {
 
 impl FormatError {
     pub(crate) fn invalid(what: &'static str, reason: impl ToString) -> Self {
-        FormatError::Invalid { what, reason: limits::shorten(reason.to_string()) }
+        FormatError::Invalid { what, reason: shorten(reason.to_string()) }
+    }
+
+    /// What is wrong with TOML, by the number of the line and its key, without the value: that may be secret.
+    pub(crate) fn toml(what: &'static str, text: &str, message: &str, place: Option<std::ops::Range<usize>>) -> Self {
+        let Some(before) = place.and_then(|place| text.get(..place.start)) else {
+            return FormatError::invalid(what, message);
+        };
+        let (number, start) = (before.split('\n').count(), before.rfind('\n').map_or(0, |at| at + 1));
+        let key = text[start..].lines().next().and_then(|line| line.split_once('=')).map_or("", |(key, _)| key.trim());
+        let is_name = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+        let key = if is_name { format!(" ({key})") } else { String::new() };
+        FormatError::invalid(what, format!("line {number}{key}: {message}"))
+    }
+
+    pub(crate) fn unknown_features(features: &[String]) -> Self {
+        FormatError::UnknownFeatures { features: shorten(features.join(", ")) }
     }
 }
 

@@ -55,7 +55,7 @@ impl StoreFormat {
         }
         let format: StoreFormat = plain("format.json", bytes)?;
         if !format.features.is_empty() {
-            return Err(FormatError::UnknownFeatures { features: format.features.join(", ") });
+            return Err(FormatError::unknown_features(&format.features));
         }
         Ok(format)
     }

@@ -217,6 +217,12 @@ pub(crate) fn metadata(path: &Utf8Path) -> Result<Metadata> {
     fs::symlink_metadata(path).at("read", path)
 }
 
+/// What a path leads to, links followed.
+#[cfg(feature = "remote")]
+pub(crate) fn metadata_behind_links(path: &Utf8Path) -> Result<Metadata> {
+    fs::metadata(path).at("read", path)
+}
+
 pub(crate) fn metadata_if_there(path: &Utf8Path) -> Result<Option<Metadata>> {
     if_there(metadata(path))
 }

@@ -99,7 +99,8 @@ impl Policy {
     /// ```
     pub fn from_toml(text: &str) -> Result<Policy, FormatError> {
         check_toml("config.toml", text)?;
-        let config: Config = toml::from_str(text).map_err(|error| FormatError::invalid("config.toml", error))?;
+        let config: Config = toml::from_str(text)
+            .map_err(|error| FormatError::toml("config.toml", text, error.message(), error.span()))?;
         config.gc.into_policy().map_err(|reason| FormatError::invalid("config.toml", reason))
     }
 

@@ -3,25 +3,26 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use camino::Utf8PathBuf;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    Error as StoreError, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    Error as StoreError, GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload,
     UpdateVersion,
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::runtime::{Builder, Runtime};
 
-use super::documents::LARGEST_DOCUMENT;
 use super::error::RemoteError;
 use super::names::Names;
-use crate::error::{At, Result};
+use super::preamble::{LARGEST_DOCUMENT, RemoteFormat};
+use super::text::{chain, plain, was_changed};
+use crate::error::{At, ErrorKind, Result};
 use crate::format::FormatError;
-use crate::fs::lock::{BackOff, Flock, Mode};
+use crate::fs::read;
 use crate::id::Digest;
 
 /// How the remote keeps two writers of one pointer apart.
@@ -44,12 +45,18 @@ pub(super) enum Version {
     Is(UpdateVersion),
 }
 
-/// What became of a change of a pointer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Swap {
-    Done,
-    /// It was not what it was to be.
-    Lost,
+impl Version {
+    pub fn of(meta: &ObjectMeta) -> Version {
+        Version::Is(UpdateVersion { e_tag: meta.e_tag.clone(), version: meta.version.clone() })
+    }
+}
+
+/// A document that was looked for.
+pub(super) enum Found<T> {
+    Absent,
+    Sound(T, Version),
+    /// It is not what it should be where it lies, and not only when it came.
+    Damaged(crate::Error, Version),
 }
 
 pub(super) struct Backend {
@@ -58,6 +65,8 @@ pub(super) struct Backend {
     pub names: Names,
     pub conditions: Conditions,
     pub objects: Arc<dyn ObjectStore>,
+    /// `format.json` was read, and is one that this program knows.
+    is_known: AtomicBool,
     /// Threads that pack and unpack. Not those of all rayon's work: a caller may be one of those, and waits for these.
     pub pool: ThreadPool,
     /// `None` only while it is dropped.
@@ -76,7 +85,8 @@ impl Backend {
         let runtime = runtime.at("start the threads of a remote", "tokio".into())?;
         let pool = ThreadPoolBuilder::new().thread_name(|_| "remote".to_owned()).build();
         let pool = pool.map_err(std::io::Error::other).at("start the threads of a remote", "rayon".into())?;
-        Ok(Backend { url, names, conditions, objects, pool, runtime: Some(runtime) })
+        let is_known = AtomicBool::new(false);
+        Ok(Backend { url, names, conditions, objects, is_known, pool, runtime: Some(runtime) })
     }
 
     /// Waits for what happens at the server. On a thread of its own: the caller may itself be one that must not wait so.
@@ -86,44 +96,120 @@ impl Backend {
         done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
+    /// Asks for an object. In a directory, what is no file would be waited for.
+    async fn ask(&self, path: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+        if let Conditions::Lock(lock) = &self.conditions {
+            let file = lock.with_file_name(path.as_ref());
+            if read::metadata_behind_links(&file).is_ok_and(|found| !found.is_file()) {
+                let source = "it is not a regular file".into();
+                return Err(StoreError::Generic { store: "directory", source });
+            }
+        }
+        self.objects.get_opts(path, options).await
+    }
+
     /// The bytes of an object that may have so many, and what it is now; `None` if there is none.
     pub async fn get(&self, path: &Path, most: u64) -> Result<Option<(Bytes, Version)>> {
-        let found = match self.objects.get(path).await {
+        let Some((bytes, version)) = self.get_any(path, most).await? else { return Ok(None) };
+        Ok(Some((bytes?, version)))
+    }
+
+    /// The same, where what it is now is known also of one that is too large.
+    async fn get_any(&self, path: &Path, most: u64) -> Result<Option<(Result<Bytes>, Version)>> {
+        let found = match self.ask(path, GetOptions::default()).await {
             Err(StoreError::NotFound { source, .. }) => return self.absent(path, &*source).map(|()| None),
             found => found.map_err(|error| self.failed("read", path, &error))?,
         };
-        let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+        let version = Version::of(&found.meta);
         if found.meta.size > most {
-            return Err(self.damaged(path, format!("it has {} bytes, and may have {most}", found.meta.size)));
+            let problem = format!("it has {} bytes, and may have {most}", found.meta.size);
+            return Ok(Some((Err(self.damaged(path, problem)), version)));
         }
-        Ok(Some((self.body(path, found, most).await?, Version::Is(version))))
+        Ok(Some((self.body(path, found, most).await, version)))
     }
 
     /// A document and what its object is now; `None` if there is none.
     pub async fn document<T>(
         &self,
         path: &Path,
-        parse: impl FnOnce(&[u8]) -> Result<T, FormatError>,
+        parse: impl Fn(&[u8]) -> Result<T, FormatError>,
     ) -> Result<Option<(T, Version)>> {
-        let Some((bytes, version)) = self.get(path, LARGEST_DOCUMENT).await? else { return Ok(None) };
-        Ok(Some((parse(&bytes).map_err(|source| self.unreadable(path, source))?, version)))
+        match self.look(path, parse).await? {
+            Found::Absent => Ok(None),
+            Found::Sound(document, version) => Ok(Some((document, version))),
+            Found::Damaged(error, _) => Err(error),
+        }
+    }
+
+    /// A document, in a remote that this program knows.
+    pub async fn look<T>(&self, path: &Path, parse: impl Fn(&[u8]) -> Result<T, FormatError>) -> Result<Found<T>> {
+        self.check_format().await?;
+        self.read_again(path, |bytes| parse(bytes).map_err(|source| self.unreadable(path, source))).await
     }
 
     /// A document that has the digest of its bytes for a name.
-    pub async fn manifest<T>(&self, digest: &Digest, parse: impl FnOnce(&[u8]) -> Result<T, FormatError>) -> Result<T> {
+    pub async fn manifest<T>(&self, digest: &Digest, parse: impl Fn(&[u8]) -> Result<T, FormatError>) -> Result<T> {
+        self.check_format().await?;
         let path = self.names.manifest(digest);
-        let damaged = |problem: &str| self.damaged(&path, problem.to_owned());
-        let (bytes, _) = self.get(&path, LARGEST_DOCUMENT).await?.ok_or_else(|| damaged("it is missing"))?;
-        match Digest::of(&bytes) == *digest {
-            true => parse(&bytes).map_err(|source| self.unreadable(&path, source)),
-            false => Err(damaged("its bytes are not those of its digest")),
+        let parse = |bytes: &[u8]| match Digest::of(bytes) == *digest {
+            true => parse(bytes).map_err(|source| self.unreadable(&path, source)),
+            false => Err(self.damaged(&path, "its bytes are not those of its digest".into())),
+        };
+        match self.read_again(&path, parse).await? {
+            Found::Absent => Err(self.damaged(&path, "it is missing".into())),
+            Found::Sound(manifest, _) => Ok(manifest),
+            Found::Damaged(error, _) => Err(error),
         }
+    }
+
+    /// Refuses a remote of a newer program: what lies there means nothing to us. One without `format.json` is empty.
+    pub async fn check_format(&self) -> Result<()> {
+        if self.is_known.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match self.format().await? {
+            Found::Absent => {}
+            Found::Sound((), _) => self.is_known.store(true, Ordering::Relaxed),
+            Found::Damaged(error, _) => return Err(error),
+        }
+        Ok(())
+    }
+
+    pub async fn format(&self) -> Result<Found<()>> {
+        let path = self.names.format();
+        self.read_again(&path, |bytes| RemoteFormat::check(bytes).map_err(|source| self.unreadable(&path, source)))
+            .await
+    }
+
+    /// Reads what is not as it should be again: it may have been changed on the way. What comes with the same bytes twice
+    /// is so where it lies.
+    async fn read_again<T>(&self, path: &Path, parse: impl Fn(&[u8]) -> Result<T>) -> Result<Found<T>> {
+        let mut seen: Option<(Digest, Version, crate::Error)> = None;
+        for _ in 0..READS {
+            let Some((bytes, version)) = self.get_any(path, LARGEST_DOCUMENT).await? else { return Ok(Found::Absent) };
+            let digest = Digest::of(bytes.as_deref().unwrap_or_default());
+            let error = match bytes.and_then(|bytes| parse(&bytes)) {
+                Ok(document) => return Ok(Found::Sound(document, version)),
+                Err(error) => error,
+            };
+            let is_same = seen.as_ref().is_some_and(|seen| (seen.0, &seen.1) == (digest, &version));
+            match error.kind() {
+                ErrorKind::Damaged if is_same => return Ok(Found::Damaged(error, version)),
+                _ if is_same => return Err(error),
+                _ => seen = Some((digest, version, error)),
+            }
+        }
+        Err(seen.expect("it was read").2)
     }
 
     /// The length of an object; `None` if there is none.
     pub async fn len(&self, path: &Path) -> Result<Option<u64>> {
-        match self.objects.head(path).await {
-            Ok(meta) => Ok(Some(meta.size)),
+        Ok(self.meta(path).await?.map(|meta| meta.size))
+    }
+
+    pub async fn meta(&self, path: &Path) -> Result<Option<ObjectMeta>> {
+        match self.ask(path, GetOptions { head: true, ..GetOptions::default() }).await {
+            Ok(found) => Ok(Some(found.meta)),
             Err(StoreError::NotFound { source, .. }) => self.absent(path, &*source).map(|()| None),
             Err(error) => Err(self.failed("look for", path, &error)),
         }
@@ -139,7 +225,7 @@ impl Backend {
     /// A part of an object; `None` from a web server that sends whole files only.
     pub async fn range_if_served(&self, path: &Path, start: u64, end: u64) -> Result<Option<Bytes>> {
         let options = GetOptions { range: Some(GetRange::Bounded(start..end)), ..GetOptions::default() };
-        let found = match self.objects.get_opts(path, options).await {
+        let found = match self.ask(path, options).await {
             Err(StoreError::NotSupported { .. }) => return Ok(None),
             found => found.map_err(|error| self.failed("read", path, &error))?,
         };
@@ -152,12 +238,13 @@ impl Backend {
 
     /// A whole object, as it comes.
     pub async fn pieces<'a>(&'a self, path: &'a Path) -> Result<impl Stream<Item = Result<Bytes>> + Send + 'a> {
-        let found = self.objects.get(path).await.map_err(|error| self.failed("read", path, &error))?;
+        let found = self.ask(path, GetOptions::default()).await.map_err(|error| self.failed("read", path, &error))?;
         Ok(found.into_stream().map(move |piece| piece.map_err(|error| self.failed("read", path, &error))))
     }
 
     /// The objects below a place.
     pub async fn list(&self, place: &Path) -> Result<Vec<Path>> {
+        self.check_format().await?;
         let listed = self.objects.list(Some(place)).map_ok(|meta| meta.location);
         let listed: std::result::Result<Vec<Path>, _> = listed.try_collect().await;
         let is_web_server = self.conditions == Conditions::ReadOnly;
@@ -190,51 +277,16 @@ impl Backend {
     /// Writes an object that never changes: whoever writes it writes the same.
     pub async fn put(&self, path: &Path, bytes: impl Into<PutPayload>) -> Result<()> {
         self.check_writable()?;
-        match self.objects.put(path, bytes.into()).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.failed("write", path, &error)),
+        let bytes = bytes.into();
+        let mut last = None;
+        for _ in 0..WRITES {
+            match self.objects.put(path, bytes.clone()).await {
+                Ok(_) => return Ok(()),
+                Err(error) if was_changed(&chain(&error)) => last = Some(error),
+                Err(error) => return Err(self.failed("write", path, &error)),
+            }
         }
-    }
-
-    /// Changes a pointer if it is what it was. The bytes tell one write from every other: so a writer whose answer was lost
-    /// finds out that it had won.
-    pub async fn swap(&self, path: &Path, was: &Version, bytes: &[u8]) -> Result<Swap> {
-        self.check_writable()?;
-        let _alone = match &self.conditions {
-            Conditions::Lock(lock) => Some(lock_file(lock)?),
-            _ => None,
-        };
-        let mode = match (&self.conditions, was) {
-            (Conditions::Server, Version::Is(version)) => PutMode::Update(version.clone()),
-            (Conditions::Server, Version::Absent) => PutMode::Create,
-            _ if self.version(path).await? == *was => PutMode::Overwrite,
-            _ => return Ok(Swap::Lost),
-        };
-        let options = PutOptions::from(mode);
-        match self.objects.put_opts(path, Bytes::copy_from_slice(bytes).into(), options).await {
-            Ok(_) => Ok(Swap::Done),
-            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => self.is_ours(path, bytes).await,
-            // What was to be changed has gone.
-            Err(StoreError::NotFound { .. }) if *was != Version::Absent => Ok(Swap::Lost),
-            // The answer may be lost, and not the write.
-            Err(error) => match self.is_ours(path, bytes).await? {
-                Swap::Done => Ok(Swap::Done),
-                Swap::Lost => Err(self.failed("write", path, &error)),
-            },
-        }
-    }
-
-    async fn version(&self, path: &Path) -> Result<Version> {
-        match self.objects.head(path).await {
-            Ok(meta) => Ok(Version::Is(UpdateVersion { e_tag: meta.e_tag, version: meta.version })),
-            Err(StoreError::NotFound { .. }) => Ok(Version::Absent),
-            Err(error) => Err(self.failed("look for", path, &error)),
-        }
-    }
-
-    async fn is_ours(&self, path: &Path, bytes: &[u8]) -> Result<Swap> {
-        let now = self.get(path, bytes.len() as u64 + 1024 * 1024).await;
-        Ok(if now.is_ok_and(|now| now.is_some_and(|(now, _)| now == bytes)) { Swap::Done } else { Swap::Lost })
+        Err(self.failed("write", path, &last.expect("it was tried")))
     }
 
     pub fn check_writable(&self) -> Result<()> {
@@ -255,13 +307,18 @@ impl Backend {
     }
 
     pub fn failed(&self, doing: &'static str, path: &Path, error: &StoreError) -> crate::Error {
-        let (remote, object) = (self.url.clone(), path.to_string());
+        let (remote, object) = (self.url.clone(), plain(path.as_ref()));
         let text = chain(error);
         if text.contains("NoSuchBucket") {
             let problem = "there is no such bucket; make it, or correct the URL".to_owned();
             return RemoteError::Failed { remote, doing, object, problem }.into();
         }
-        let problem = shorten(&text);
+        if ["169.254.169.254", "169.254.170.2", "metadata.google.internal"].iter().any(|host| text.contains(host)) {
+            let problem =
+                "no credentials are given, and this is no machine of that cloud, which would have some".to_owned();
+            return RemoteError::Denied { remote, doing, object, problem }.into();
+        }
+        let problem = plain(&text);
         match error {
             StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. } => {
                 RemoteError::Denied { remote, doing, object, problem }.into()
@@ -272,11 +329,17 @@ impl Backend {
     }
 
     pub fn unreadable(&self, path: &Path, source: FormatError) -> crate::Error {
-        RemoteError::Format { remote: self.url.clone(), object: path.to_string(), source }.into()
+        let source = match source {
+            FormatError::Invalid { what, reason } => FormatError::Invalid { what, reason: plain(&reason) },
+            FormatError::UnknownFeatures { features } => FormatError::UnknownFeatures { features: plain(&features) },
+            known => known,
+        };
+        RemoteError::Format { remote: self.url.clone(), object: plain(path.as_ref()), source }.into()
     }
 
     pub fn damaged(&self, path: &Path, problem: String) -> crate::Error {
-        RemoteError::Damaged { remote: self.url.clone(), object: path.to_string(), problem }.into()
+        let (remote, object, problem) = (self.url.clone(), plain(path.as_ref()), plain(&problem));
+        RemoteError::Damaged { remote, object, problem }.into()
     }
 }
 
@@ -292,40 +355,7 @@ impl Drop for Backend {
 /// Parts of files that are asked for are smaller.
 const LARGEST_PART: u64 = 16 * 1024 * 1024;
 
-/// A change of a pointer takes moments. Who holds the lock longer is stuck.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn lock_file(path: &Utf8PathBuf) -> Result<Flock> {
-    let lock = Flock::open_or_create(path)?;
-    let mut pauses = BackOff::new(Some(PATIENCE));
-    while !lock.try_lock(Mode::Exclusive)? {
-        if !pauses.pause() {
-            return Err(std::io::Error::from(std::io::ErrorKind::TimedOut)).at("lock", path).map_err(Into::into);
-        }
-    }
-    Ok(lock)
-}
-
-/// An error with what caused it, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
-}
-
-/// One line of what may be a page of a server.
-fn shorten(text: &str) -> String {
-    const MOST: usize = 400;
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
-    }
-}
+/// What is read is read so often before it is given up, and what the server gets is sent so often: bytes that were changed on
+/// the way come right the next time.
+const READS: usize = 4;
+pub(super) const WRITES: usize = 3;

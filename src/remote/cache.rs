@@ -1,7 +1,6 @@
 //! A remote as a cache of builds: what another host built is fetched, and what is built here is pushed.
 
 use crate::activation;
-use crate::compare::first_difference;
 use crate::core::Core;
 use crate::draft::Draft;
 use crate::error::{Error, Result};
@@ -17,14 +16,12 @@ use crate::sealed::{Published, Sealed, remember};
 use crate::store::Store;
 use crate::work::Work;
 
-use super::backend::{Backend, Swap};
+use super::backend::Backend;
 use super::documents::{Lead, Listed, Manifest};
 use super::error::RemoteError;
-use super::pull::{fetch_manifest, publish};
-use super::push::{
-    Goods, PushOptions, Rounds, SendFiles, begin, key_pointer, listed, move_pointer, push, send, template_pointer,
-    unique,
-};
+use super::pointers::{IfDamaged, Pointer, change_key, key_pointer, unique};
+use super::pull::{Goods, check_publishable, fetch_manifest, publish};
+use super::push::{PushOptions, SendFiles, ToSend, begin, listed, push, send};
 use super::{Move, Remote};
 
 /// What a remote had for a draft.
@@ -81,7 +78,7 @@ impl Store {
     ) -> Result<Option<Revision>> {
         let take = |lead: Lead, manifest: Manifest| {
             let spec = manifest.template_as(template.unwrap_or(&lead.template));
-            Ok(publish(&self.core, &remote.backend, manifest, spec, options, progress)?.revision)
+            Ok(publish(&self.core, &remote.backend, Goods::new(manifest, spec), options, progress)?.revision)
         };
         first_intact(&remote.backend, (inputs, matching), &mut Vec::new(), take)
     }
@@ -160,11 +157,11 @@ impl Draft {
         activation::check(core, &purpose.template, &options.expect)?;
         let spec = purpose.spec.clone();
         if manifest.revision.resources() == Resources::of(&spec) {
-            let pulled = publish(core, backend, manifest, spec, options, progress)?;
+            let pulled = publish(core, backend, Goods::new(manifest, spec), options, progress)?;
             return Ok(Some((pulled.revision, pulled.outcome)));
         }
         let stay = PublishOptions::default().activate(Activate::No);
-        let pulled = publish(core, backend, manifest, spec, &stay, progress)?;
+        let pulled = publish(core, backend, Goods::new(manifest, spec), &stay, progress)?;
         let of = Request { core, inputs, matching };
         let request = BuildRequest { of, purpose, publish: options };
         let built = request.built(&purpose.template, pulled.revision.id(), progress)?;
@@ -206,7 +203,8 @@ impl Sealed {
             return self.publish_and_push(remote, options, progress);
         }
         // What can't be published here must not be seen there.
-        if let Err(error) = self.check_publishable(options) {
+        let template = &self.work.purpose.template;
+        if let Err(error) = check_publishable(&core, template, self.id(), self.contents(), options) {
             return self.publish_alone(options, progress, error);
         }
         let contents = self.contents().to_vec();
@@ -222,7 +220,7 @@ impl Sealed {
             }
             Ok(Offer::Theirs(theirs)) => {
                 let ((lead, manifest), spec) = (*theirs, self.work.purpose.spec.clone());
-                match publish(&core, backend, manifest, spec, options, progress) {
+                match publish(&core, backend, Goods::new(manifest, spec), options, progress) {
                     Ok(pulled) => {
                         let published = give_way(self.work, pulled.revision, pulled.outcome)?;
                         Ok(Shared { published, theirs: true, bytes_sent: 0, failed: None })
@@ -262,23 +260,6 @@ impl Sealed {
         Ok(Shared { published, theirs: false, bytes_sent, failed })
     }
 
-    fn check_publishable(&self, options: &PublishOptions) -> Result<()> {
-        let (core, template) = (&self.work.core, &self.work.purpose.template);
-        activation::check(core, template, &options.expect)?;
-        let there = match Revision::open(core, template, self.id()) {
-            Ok(there) => there,
-            Err(Error::RevisionNotFound { .. } | Error::TemplateNotFound { .. }) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        match first_difference(there.contents(), self.contents()) {
-            None => Ok(()),
-            Some(path) => {
-                let (template, revision) = (template.clone(), self.id().clone());
-                Err(Error::RevisionDiffers { template, revision, path: path.to_string() })
-            }
-        }
-    }
-
     /// Sends the build, unless another host has pushed the same meanwhile, of which nothing is damaged.
     fn offer(&self, backend: &Backend, damaged: &mut Vec<Digest>, progress: &mut dyn Progress) -> Result<Offer> {
         let Some(inputs) = &self.work.purpose.inputs else {
@@ -286,11 +267,11 @@ impl Sealed {
             let problem = "it is not known from which inputs it was built".to_owned();
             return Err(RemoteError::CannotPush { what, problem }.into());
         };
-        begin(backend)?;
+        begin(backend, SendFiles::Missing)?;
         if let Some(theirs) = self.built_elsewhere(backend, inputs, damaged)? {
             return Ok(Offer::Theirs(theirs));
         }
-        let goods = Goods {
+        let goods = ToSend {
             dir: self.work.path().to_owned(),
             contents: self.contents(),
             template: self.work.purpose.spec.clone(),
@@ -299,20 +280,15 @@ impl Sealed {
         let files = if damaged.is_empty() { SendFiles::Missing } else { SendFiles::All };
         let (lead, sent) = send(backend, &goods, files, progress)?;
         let lead = Lead { source_hash: inputs.source_hash(), ..lead };
-        let path = backend.names.key(&inputs.key());
-        let mut rounds = Rounds::new(backend, &path);
-        loop {
-            let (pointer, version) = backend.wait(key_pointer(backend, &inputs.key()))?;
-            if let Some(theirs) = self.built_elsewhere(backend, inputs, damaged)? {
-                return Ok(Offer::Theirs(theirs));
-            }
-            let taken = || Ok(Offer::Taken(listed(&self.work.core, &goods, lead.manifest)?, sent.bytes));
-            let new = pointer.instead_of(damaged, &lead, &unique());
-            let Some(new) = new else { return taken() };
-            match backend.wait(backend.swap(&path, &version, &new.to_json()))? {
-                Swap::Done => return taken(),
-                Swap::Lost => rounds.next()?,
-            }
+        let mut theirs = None;
+        change_key(backend, inputs.key(), |pointer| {
+            theirs = self.built_elsewhere(backend, inputs, damaged)?;
+            let ours = || pointer.instead_of(damaged, &lead, &unique());
+            Ok(if theirs.is_none() { ours() } else { None })
+        })?;
+        match theirs {
+            Some(theirs) => Ok(Offer::Theirs(theirs)),
+            None => Ok(Offer::Taken(listed(&self.work.core, &goods, lead.manifest)?, sent.bytes)),
         }
     }
 
@@ -402,6 +378,6 @@ fn find(
 
 /// Lists a build in its template at the remote, and makes it current there unless somebody else's is.
 fn note_in_template(core: &Core, backend: &Backend, template: &TemplateId, built: (&Listed, &[Content])) -> Result<()> {
-    let was = backend.wait(template_pointer(backend, template))?;
-    move_pointer(core, backend, was, built, &Move::ForwardOrStay).map(drop)
+    let pointer = Pointer { core, backend, template, if_damaged: IfDamaged::Refuse };
+    pointer.add(pointer.read()?, built, &Move::ForwardOrStay).map(drop)
 }

@@ -4,13 +4,15 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use object_store::path::Path;
-use object_store::{Error as StoreError, ObjectStoreExt, PutMode, PutOptions, UpdateVersion};
+use object_store::{Error as StoreError, ObjectStoreExt, PutMode, UpdateVersion};
 
-use super::backend::{Backend, Conditions, Swap, Version};
-use super::documents::{LARGEST_DOCUMENT, RemoteFormat};
+use super::backend::{Backend, Conditions, Version};
 use super::error::RemoteError;
-use super::push::unique;
-use crate::error::Result;
+use super::pointers::unique;
+use super::preamble::{LARGEST_DOCUMENT, RemoteFormat};
+use super::swap::{Pauses, Swap};
+use super::text::may_pass;
+use crate::error::{Error, Result};
 
 /// What a check of a remote found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,13 +38,8 @@ pub(super) async fn prove(backend: &Backend) -> Result<()> {
         (PutMode::Update(nobody()), "it replaces an object that was to be replaced only if it is another"),
     ];
     for (mode, problem) in modes {
-        match backend.objects.put_opts(&path, Bytes::from(bytes.clone()).into(), PutOptions::from(mode)).await {
-            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {}
-            Ok(_) => return Err(unconditional(backend, problem)),
-            Err(StoreError::NotImplemented { .. } | StoreError::NotSupported { .. }) => {
-                return Err(unconditional(backend, "it knows no conditions"));
-            }
-            Err(error) => return Err(backend.failed("write", &path, &error)),
+        if replaces(backend, &path, &bytes, mode).await? {
+            return Err(backend.unconditional(problem));
         }
     }
     // And it must know an object again by what it said of it: a proxy may have changed that.
@@ -58,7 +55,7 @@ pub(super) async fn prove(backend: &Backend) -> Result<()> {
         }
     }
     match was_lost {
-        true => Err(unconditional(backend, "it does not know an object again by the tag that it gave it")),
+        true => Err(backend.unconditional("it does not know an object again by the tag that it gave it")),
         false => Ok(()),
     }
 }
@@ -68,25 +65,46 @@ fn nobody() -> UpdateVersion {
     UpdateVersion { e_tag: Some("\"00000000000000000000000000000000\"".into()), version: Some("0".into()) }
 }
 
-fn unconditional(backend: &Backend, problem: &str) -> crate::Error {
-    RemoteError::Unconditional { remote: backend.url.clone(), problem: problem.to_owned() }.into()
+/// Whether a write happens whose condition does not hold. One whose answer was lost may be tried again: it writes what is
+/// there already.
+async fn replaces(backend: &Backend, path: &Path, bytes: &[u8], mode: PutMode) -> Result<bool> {
+    let mut pauses = Pauses::default();
+    loop {
+        match backend.put_if(path, bytes, mode.clone()).await {
+            Ok(()) => return Ok(true),
+            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => return Ok(false),
+            Err(error) if may_pass(&error) && pauses.pause().await => {}
+            Err(error) => return Err(backend.refused(path, &error).await),
+        }
+    }
 }
 
 /// Races for an object of its own, which is gone afterwards.
 pub(super) async fn check(backend: &Backend) -> Result<RemoteCheck> {
     let mut passed = vec!["it can be read".to_owned()];
-    backend.get(&backend.names.format(), super::documents::LARGEST_DOCUMENT).await?;
+    backend.check_format().await?;
     let path = backend.names.check(&unique());
     let problem = match &backend.conditions {
         Conditions::ReadOnly => {
             return Ok(RemoteCheck { passed, problem: None });
         }
-        Conditions::SingleWriter => Some("nobody keeps writers apart, as the settings say (single_writer)".to_owned()),
+        Conditions::SingleWriter => {
+            backend.put(&path, Bytes::from_static(b"check")).await?;
+            let _ = backend.objects.delete(&path).await;
+            passed.push("it can be written".to_owned());
+            passed.push(
+                "nobody keeps two writers apart, and there is one, as the settings say (single_writer)".to_owned(),
+            );
+            return Ok(RemoteCheck { passed, problem: None });
+        }
         _ => {
             let raced = race(backend, &path).await;
             // A server that said no may have written all the same.
             let _ = backend.objects.delete(&path).await;
-            raced?
+            match raced {
+                Err(Error::Remote(RemoteError::Unconditional { problem, .. })) => Some(problem),
+                raced => raced?,
+            }
         }
     };
     if problem.is_none() {

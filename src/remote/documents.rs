@@ -5,71 +5,20 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use jiff::Timestamp;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::frames::LARGEST_FILE;
+use super::preamble::{LARGEST_DOCUMENT, Preamble, checked, document, with_check};
 use crate::format::{
-    Content, Extra, FormatError, MEM, MOST_PARTS, RevisionRecord, SnapshotRecord, TemplateSpec, VMSTATE, check_listing,
-    check_parts, pretty,
+    Content, Extra, FormatError, MEM, RevisionRecord, SnapshotRecord, TemplateSpec, VMSTATE, check_listing, pretty,
 };
 use crate::id::{ArtifactPath, CacheKey, Digest, RevisionId, TemplateId};
 
-/// The version of a remote's documents that this program writes, and the newest that it reads.
-pub const REMOTE_FORMAT_VERSION: u32 = 1;
-
-/// Documents larger than this were not written by a template store.
-pub(super) const LARGEST_DOCUMENT: u64 = 64 * 1024 * 1024;
+/// Holes of a file that a manifest tells of.
+pub(super) const MOST_HOLES: usize = 1000;
 
 /// A pointer keeps so many activations; a template is pushed for years before the oldest are dropped.
 const MOST_HISTORY: usize = 10_000;
-
-/// Every document begins so. A program that does not know one of the features must not read on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Preamble {
-    pub version: u32,
-    #[serde(default)]
-    pub features: Vec<String>,
-}
-
-impl Preamble {
-    fn ours() -> Preamble {
-        Preamble { version: REMOTE_FORMAT_VERSION, features: Vec::new() }
-    }
-}
-
-/// Reads a document, its version and features first: the shape of a newer one means nothing to us.
-fn document<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, FormatError> {
-    check_parts(what, bytes, MOST_PARTS)?;
-    let invalid = |error: serde_json::Error| FormatError::invalid(what, error);
-    let preamble: Preamble = serde_json::from_slice(bytes).map_err(invalid)?;
-    if preamble.version > REMOTE_FORMAT_VERSION {
-        let (found, supported) = (preamble.version.into(), REMOTE_FORMAT_VERSION);
-        return Err(FormatError::Newer { what, found, supported });
-    }
-    if !preamble.features.is_empty() {
-        return Err(FormatError::UnknownFeatures { features: preamble.features.join(", ") });
-    }
-    serde_json::from_slice(bytes).map_err(invalid)
-}
-
-/// `format.json`: that this is a remote of ours.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct RemoteFormat {
-    #[serde(flatten)]
-    preamble: Preamble,
-    /// What the whole is, for whoever finds it in a bucket.
-    what: String,
-}
-
-impl RemoteFormat {
-    pub fn ours() -> Vec<u8> {
-        pretty(&RemoteFormat { preamble: Preamble::ours(), what: "a remote of template-store".into() })
-    }
-
-    pub fn check(bytes: &[u8]) -> Result<(), FormatError> {
-        document::<RemoteFormat>("format.json", bytes).map(drop)
-    }
-}
 
 /// A file of a revision, as a manifest has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,9 +79,7 @@ impl Manifest {
         if named != (template.as_str(), revision.as_str()) {
             return invalid(&format!("it is of {}@{}", named.0, named.1));
         }
-        // What it says is checked as what lies on a disk is: it will lie there.
-        TemplateSpec::from_json(&pretty(&manifest.template))?;
-        RevisionRecord::from_json(&manifest.revision.to_json())?;
+        check_record(&manifest.template, &manifest.revision)?;
         let listed: Vec<Content> = manifest.files.iter().map(|file| file.content.clone()).collect();
         check_listing(&listed)?;
         if manifest.revision.contents.as_ref() != Some(&listed) {
@@ -144,9 +91,7 @@ impl Manifest {
             Ok(_) => return invalid("its revision.json names an artifact that is not among its files"),
             Err(error) => return Err(error),
         }
-        if !sizes_fit(&manifest.files) {
-            return invalid("its files have impossible sizes");
-        }
+        check_files(&manifest.files)?;
         Ok(manifest)
     }
 }
@@ -204,10 +149,8 @@ impl SnapshotManifest {
         if let Some(other) = listed.iter().find(|content| !known(content.path.as_str())) {
             return invalid(format!("{:?} is no file of a snapshot", other.path.as_str()));
         }
-        match sizes_fit(&manifest.files) {
-            true => Ok(manifest),
-            false => invalid("its files have impossible sizes".into()),
-        }
+        check_files(&manifest.files)?;
+        Ok(manifest)
     }
 }
 
@@ -218,10 +161,46 @@ impl Manifest {
     }
 }
 
-/// Whether files can have these sizes, all together too, and have the holes that they say.
-fn sizes_fit(files: &[FileEntry]) -> bool {
+/// Other inputs that a revision of a remote may have been made from. Each is a file on the host that pulls it.
+pub(super) const MOST_MADE_FROM: usize = 1000;
+
+/// Refuses what would not be read again on the host that pulls it: it is checked as what lies on a disk is.
+pub(super) fn check_record(template: &TemplateSpec, record: &RevisionRecord) -> Result<(), FormatError> {
+    for (what, bytes) in [("template.json", pretty(template)), ("revision.json", record.to_json())] {
+        if bytes.len() as u64 > LARGEST_DOCUMENT {
+            let reason = format!("it would have {} bytes on the disk, and may have {LARGEST_DOCUMENT}", bytes.len());
+            return Err(FormatError::invalid(what, reason));
+        }
+        match what {
+            "template.json" => TemplateSpec::from_json(&bytes).map(drop)?,
+            _ => RevisionRecord::from_json(&bytes).map(drop)?,
+        }
+    }
+    if record.also_made_from.len() > MOST_MADE_FROM {
+        let reason =
+            format!("it was made from {} inputs, and may be from {MOST_MADE_FROM}", record.also_made_from.len());
+        return Err(FormatError::invalid("revision.json", reason));
+    }
+    Ok(())
+}
+
+/// Refuses sizes that files can't have, also all together, and holes that are not in order, or not in their file.
+fn check_files(files: &[FileEntry]) -> Result<(), FormatError> {
     let total = files.iter().try_fold(0_u64, |sum, file| sum.checked_add(file.content.size));
-    total.is_some_and(|total| i64::try_from(total).is_ok()) && files.iter().all(holes_fit)
+    if total.is_none_or(|total| i64::try_from(total).is_err()) || !files.iter().all(holes_fit) {
+        return Err(FormatError::invalid("manifest", "its files have impossible sizes"));
+    }
+    if let Some(file) = files.iter().find(|file| file.content.size > LARGEST_FILE) {
+        let reason = format!("{:?} has {} bytes, and may have {LARGEST_FILE}", file.content.path, file.content.size);
+        return Err(FormatError::invalid("manifest", reason));
+    }
+    match files.iter().find(|file| file.holes.len() > MOST_HOLES) {
+        None => Ok(()),
+        Some(file) => {
+            let reason = format!("{:?} has {} holes, and may have {MOST_HOLES}", file.content.path, file.holes.len());
+            Err(FormatError::invalid("manifest", reason))
+        }
+    }
 }
 
 /// Whether the holes are in the file, in order, and none in another.
@@ -296,7 +275,9 @@ impl TemplatePointer {
     }
 
     pub fn from_json(bytes: &[u8], template: &TemplateId) -> Result<TemplatePointer, FormatError> {
-        let pointer: TemplatePointer = document("template pointer", bytes)?;
+        let mut pointer: TemplatePointer = checked("template pointer", bytes)?;
+        // It is made anew with each write.
+        pointer.extra.remove("check");
         if pointer.template != *template {
             let reason = format!("it is of template {}", pointer.template);
             return Err(FormatError::invalid("template pointer", reason));
@@ -310,7 +291,7 @@ impl TemplatePointer {
     }
 
     pub fn to_json(&self) -> Vec<u8> {
-        pretty(self)
+        with_check(&pretty(self)).expect("it is an object")
     }
 
     pub fn find(&self, revision: &RevisionId) -> Option<&Listed> {
@@ -375,7 +356,9 @@ impl KeyPointer {
     }
 
     pub fn from_json(bytes: &[u8], key: &CacheKey) -> Result<KeyPointer, FormatError> {
-        let pointer: KeyPointer = document("key pointer", bytes)?;
+        let mut pointer: KeyPointer = checked("key pointer", bytes)?;
+        // It is made anew with each write.
+        pointer.extra.remove("check");
         match pointer.key == *key {
             true => Ok(pointer),
             false => Err(FormatError::invalid("key pointer", format!("it is of key {}", pointer.key))),
@@ -383,7 +366,7 @@ impl KeyPointer {
     }
 
     pub fn to_json(&self) -> Vec<u8> {
-        pretty(self)
+        with_check(&pretty(self)).expect("it is an object")
     }
 
     /// What was made from the same sources, as far as both sides know them.

@@ -42,13 +42,13 @@ type Part = (Vec<Frame>, Bytes);
 pub(super) fn download(
     backend: &Backend,
     disk: &Disk,
-    content: &Content,
+    (content, holes): (&Content, &[(u64, u64)]),
     to: &Utf8Path,
     advance: Advance,
 ) -> Result<()> {
     let mut last = None;
     for _ in 0..ATTEMPTS {
-        match fetch_once(backend, disk, content, to, advance) {
+        match fetch_once(backend, disk, (content, holes), to, advance) {
             Err(error @ Error::Remote(RemoteError::Damaged { .. })) => last = Some(error),
             ended => return ended,
         }
@@ -62,7 +62,8 @@ impl Supply for Backend {
     }
 
     fn fetch(&self, disk: &Disk, content: &Content, to: &Utf8Path, advance: Advance) -> Result<bool> {
-        match download(self, disk, content, to, advance) {
+        self.wait(self.check_format())?;
+        match download(self, disk, (content, &[]), to, advance) {
             Ok(()) => Ok(true),
             Err(Error::Remote(RemoteError::Damaged { .. })) => Ok(false),
             Err(error) => Err(error),
@@ -78,10 +79,21 @@ pub(super) fn read_through(backend: &Backend, content: &Content, advance: Advanc
     }
 }
 
-fn fetch_once(backend: &Backend, disk: &Disk, content: &Content, to: &Utf8Path, advance: Advance) -> Result<()> {
+fn fetch_once(
+    backend: &Backend,
+    disk: &Disk,
+    (content, holes): (&Content, &[(u64, u64)]),
+    to: &Utf8Path,
+    advance: Advance,
+) -> Result<()> {
     let incoming = disk.receive(to, content.size)?;
     let target = incoming.target();
-    let streamed = stream_through(backend, content, |bytes, at| Ok(target.write(disk, bytes, at)?), advance);
+    let place = |bytes: &[u8], at| match is_empty_in(holes, bytes, at) {
+        true => Ok(target.write(disk, bytes, at)?),
+        // The free space was looked at for less.
+        false => Err(damaged(backend, content, Err("there are data where its manifest has a hole".to_owned()))),
+    };
+    let streamed = stream_through(backend, content, place, advance);
     drop(target);
     let failed = match streamed {
         Ok(Ok(digest)) if digest == content.blake3 => return Ok(incoming.seal(disk)?),
@@ -90,6 +102,15 @@ fn fetch_once(backend: &Backend, disk: &Disk, content: &Content, to: &Utf8Path, 
     };
     disk.unlink_if_there(to)?;
     Err(failed)
+}
+
+/// Whether a part of a file that begins at this place is zero wherever it is in one of the holes.
+fn is_empty_in(holes: &[(u64, u64)], part: &[u8], at: u64) -> bool {
+    let end = at + part.len() as u64;
+    holes.iter().all(|&(start, len)| {
+        let (from, to) = (start.max(at), (start + len).min(end));
+        from >= to || part[(from - at) as usize..(to - at) as usize].iter().all(|byte| *byte == 0)
+    })
 }
 
 /// The digest of what came, or what is wrong with it.

@@ -79,7 +79,7 @@ pub enum RemoteError {
         problem: String,
     },
     /// A document of the remote that this program can't read.
-    #[error("{remote}: {object}: {source}")]
+    #[error("{remote}: {object}: {source}{}", next_step(source))]
     Format {
         /// Where it is.
         remote: String,
@@ -148,6 +148,13 @@ pub enum RemoteError {
         /// Why, and what to do.
         problem: String,
     },
+}
+
+fn next_step(source: &FormatError) -> &'static str {
+    match source {
+        FormatError::Invalid { .. } => "; push it again from a store that has it, with `template-store push --resend`",
+        _ => "",
+    }
 }
 
 impl RemoteError {

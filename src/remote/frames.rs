@@ -28,6 +28,9 @@ const ENTRY: u64 = 8;
 /// A table of more would take too much of the memory; of frames of 4 MiB, they are 32 TiB.
 const MOST_FRAMES: u64 = 8 * 1024 * 1024;
 
+/// The largest file that such a table has all of.
+pub(super) const LARGEST_FILE: u64 = MOST_FRAMES * FRAME as u64;
+
 /// Says why bytes of a remote are not what they should be.
 type Result<T> = std::result::Result<T, String>;
 
@@ -183,6 +186,11 @@ pub(super) fn most_object_bytes(file_size: u64) -> u64 {
     let frames = most_frames(file_size);
     let around = frames.saturating_mul(ENTRY + 1024).saturating_add(HEADER + FOOTER);
     file_size.saturating_add(file_size / 128).saturating_add(around)
+}
+
+/// Whether an object of this length can hold a file of this size; one that is cut short to nothing can't.
+pub(super) fn can_be_of(object_len: u64, file_size: u64) -> bool {
+    (HEADER + FOOTER..=most_object_bytes(file_size)).contains(&object_len)
 }
 
 #[cfg(test)]

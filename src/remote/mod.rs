@@ -17,11 +17,15 @@ mod names;
 mod open;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod parsers;
+mod pointers;
+mod preamble;
 mod pull;
 mod push;
 mod settings;
 mod snapshots;
 mod survey;
+mod swap;
+mod text;
 mod upload;
 
 use std::collections::BTreeMap;
@@ -50,8 +54,8 @@ use open::Patience;
 
 pub use cache::{FromRemote, Shared};
 pub use conditions::RemoteCheck;
-pub use documents::REMOTE_FORMAT_VERSION;
 pub use error::RemoteError;
+pub use preamble::REMOTE_FORMAT_VERSION;
 pub use pull::{PullOptions, Pulled};
 pub use push::{PushOptions, Pushed, SendFiles};
 pub use settings::RemoteSettings;
@@ -216,7 +220,7 @@ impl Store {
         settings::all(&text).map_err(|source| Error::Format { path, source })
     }
 
-    /// Adds a remote to `.store/config.toml`; whatever else stands there stays.
+    /// Adds a remote to `.store/config.toml`; whatever else stands there stays. Of a directory, the whole path is kept.
     ///
     /// A crash leaves the old file, or the new one.
     ///
@@ -234,10 +238,15 @@ impl Store {
     /// ```
     pub fn add_remote(&self, name: &RemoteName, settings: &RemoteSettings) -> Result<()> {
         if let Some(known) = self.remotes()?.remove(name) {
-            return Err(RemoteError::Exists { name: name.to_string(), url: known.url }.into());
+            return Err(RemoteError::Exists { name: name.to_string(), url: known.shown().url }.into());
         }
         open::open(settings, Patience::Long)?;
-        self.change_config(|text| settings::with(text, name, settings))
+        let mut settings = settings.clone();
+        // It is to mean the same wherever it is used.
+        if let Some(dir) = open::local_dir(&settings.url).filter(|dir| dir.is_relative()) {
+            settings.url = read::canonical(&dir)?.into_string();
+        }
+        self.change_config(|text| settings::with(text, name, &settings))
     }
 
     /// Takes a remote out of `.store/config.toml`; what it holds stays.

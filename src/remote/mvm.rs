@@ -16,14 +16,16 @@ use tokio::sync::mpsc::{Sender, channel};
 
 use super::Remote;
 use super::backend::{Backend, Conditions};
+use super::documents::check_record;
 use super::error::RemoteError;
-use super::pull::{PullOptions, Pulled, names, seal_and_publish};
+use super::preamble::check_cost;
+use super::pull::{PullOptions, Pulled, check_space, names, room_for_keys, seal_and_publish};
+use crate::activation;
 use crate::core::Core;
 use crate::draft::Draft;
 use crate::error::{Error, Result};
-use crate::format::{CURRENT_SCHEMA_VERSION, FormatError, MOST_PARTS, RevisionRecord, TemplateSpec, check_parts};
+use crate::format::{CURRENT_SCHEMA_VERSION, FormatError, RevisionRecord, TemplateSpec};
 use crate::fs::copy::Advance;
-use crate::fs::read;
 use crate::id::{ArtifactPath, RevisionId, TemplateId};
 use crate::options::Known;
 use crate::progress::{Note, Progress, Stage};
@@ -53,7 +55,7 @@ pub(super) struct Sums {
 
 impl Sums {
     pub fn from_json(bytes: &[u8], template: &TemplateId, revision: &RevisionId) -> Result<Sums, FormatError> {
-        check_parts(SUMS, bytes, MOST_PARTS)?;
+        check_cost(SUMS, bytes)?;
         let sums: Sums = serde_json::from_slice(bytes).map_err(|error| FormatError::invalid(SUMS, error))?;
         if sums.schema_version > CURRENT_SCHEMA_VERSION {
             let (found, supported) = (sums.schema_version.into(), CURRENT_SCHEMA_VERSION);
@@ -85,16 +87,15 @@ pub(super) fn pull(
     progress: &mut dyn Progress,
 ) -> Result<Pulled> {
     drop(core.begin_change()?);
+    activation::check(core, template, &options.publish.expect)?;
     let shelf = Shelf::find(&remote.backend, template, revision)?;
     let record = shelf.record()?;
     let spec = shelf.spec(&record, progress)?;
+    check_record(&spec, &record).map_err(|source| shelf.bad(REVISION, source))?;
     let files = shelf.artifacts(&record)?;
     let sizes = shelf.sizes(&files)?;
-    let (needed, available) =
-        (sizes.iter().fold(0, |sum: u64, size| sum.saturating_add(*size)), read::available_space(core.layout.root())?);
-    if needed > available {
-        return Err(Error::NoSpace { path: core.layout.root().to_owned(), needed, available });
-    }
+    let needed = sizes.iter().fold(0, |sum: u64, size| sum.saturating_add(*size));
+    check_space(core, needed.saturating_add(room_for_keys(&record)))?;
     let command = format!("pull from the mvm registry {}", remote.url());
     let purpose = Purpose { template: template.clone(), spec, inputs: None, known: Known::Reuse, command };
     let work = Work::in_dir(core, DraftDir::new(core)?, Box::new(purpose));
@@ -134,16 +135,19 @@ impl<'a> Shelf<'a> {
         self.backend.unreadable(&self.path(name), source)
     }
 
-    fn document(&self, name: &str) -> Result<Bytes> {
+    fn document(&self, name: &'static str) -> Result<Bytes> {
         let path = self.path(name);
         match self.backend.wait(self.backend.get(&path, LARGEST_DOCUMENT))? {
-            Some((bytes, _)) => Ok(bytes),
+            Some((bytes, _)) => match check_cost(name, &bytes) {
+                Ok(()) => Ok(bytes),
+                Err(source) => Err(self.bad(name, source)),
+            },
             None => Err(RemoteError::NotFound { remote: self.backend.url.clone(), what: path.to_string() }.into()),
         }
     }
 
     /// A document that the sums name, which must have its sum.
-    fn summed(&self, name: &str) -> Result<Option<Bytes>> {
+    fn summed(&self, name: &'static str) -> Result<Option<Bytes>> {
         let Some(sum) = self.sums.get(name) else { return Ok(None) };
         let bytes = self.document(name)?;
         match is_sum(&Sha256::digest(&bytes), sum) {

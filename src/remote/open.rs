@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
@@ -18,6 +18,7 @@ use super::credentials;
 use super::error::RemoteError;
 use super::names::Names;
 use super::settings::RemoteSettings;
+use super::text;
 use crate::error::Result;
 use crate::fs::read;
 
@@ -63,18 +64,25 @@ impl Patience {
     }
 }
 
+/// Why a remote can't be opened. Its URL is shown without what is secret in it, and so is what is said of it.
+fn bad(settings: &RemoteSettings, problem: impl AsRef<str>) -> RemoteError {
+    RemoteError::BadUrl { url: text::url(&settings.url), problem: text::plain(problem.as_ref()) }
+}
+
 /// Opens what the settings name; nothing is asked of the server yet.
 pub(super) fn open(settings: &RemoteSettings, patience: Patience) -> Result<Backend> {
-    let bad = |problem: String| RemoteError::BadUrl { url: settings.url.clone(), problem };
+    if settings.url.is_empty() {
+        return Err(bad(settings, "it is empty; name s3://BUCKET/PREFIX, or a directory").into());
+    }
+    for given in [Some(&settings.url), settings.endpoint.as_ref()].into_iter().flatten() {
+        check_secrets(given)?;
+    }
+    let bad = |problem: String| bad(settings, problem);
     if let Some(dir) = local_dir(&settings.url) {
         return directory(settings, &dir);
     }
     let url =
         Url::parse(&settings.url).map_err(|error| bad(format!("it is neither a directory nor a URL: {error}")))?;
-    check_secrets(&settings.url)?;
-    if let Some(endpoint) = &settings.endpoint {
-        check_secrets(endpoint)?;
-    }
     let (scheme, prefix) = ObjectStoreScheme::parse(&url).map_err(|error| bad(error.to_string()))?;
     let (objects, prefix) = match scheme {
         ObjectStoreScheme::AmazonS3 => (s3(settings, patience)?, prefix),
@@ -87,7 +95,7 @@ pub(super) fn open(settings: &RemoteSettings, patience: Patience) -> Result<Back
             (share(builder.with_client_options(patience.client(settings.allow_http)).build(), bad)?, prefix)
         }
         ObjectStoreScheme::Http => {
-            check_http(&settings.url, settings.allow_http)?;
+            check_http(settings, &settings.url)?;
             // A server that sends whole files only sends large ones for a long time.
             let client = patience.client(settings.allow_http).with_timeout(patience.whole_file());
             let builder = HttpBuilder::new().with_url(&settings.url).with_retry(patience.retry());
@@ -118,7 +126,7 @@ pub(super) fn local_dir(url: &str) -> Option<Utf8PathBuf> {
 }
 
 fn directory(settings: &RemoteSettings, dir: &Utf8Path) -> Result<Backend> {
-    let bad = |problem: &str| RemoteError::BadUrl { url: settings.url.clone(), problem: problem.to_owned() };
+    let bad = |problem: &str| bad(settings, problem);
     match read::metadata_if_there(dir)? {
         Some(found) if found.is_dir() || found.is_symlink() => {}
         Some(_) => return Err(bad("it is not a directory").into()),
@@ -131,16 +139,23 @@ fn directory(settings: &RemoteSettings, dir: &Utf8Path) -> Result<Backend> {
 }
 
 fn s3(settings: &RemoteSettings, patience: Patience) -> Result<Arc<dyn ObjectStore>> {
-    let bad = |problem: String| RemoteError::BadUrl { url: settings.url.clone(), problem };
+    let bad = |problem: String| bad(settings, problem);
     let mut builder = AmazonS3Builder::from_env().with_url(&settings.url).with_retry(patience.retry());
     let mut allow_http = settings.allow_http;
     if let Some(endpoint) = &settings.endpoint {
-        check_http(endpoint, settings.allow_http)?;
+        check_http(settings, endpoint)?;
         builder = builder.with_endpoint(endpoint);
     } else {
+        for key in [AmazonS3ConfigKey::Endpoint, AmazonS3ConfigKey::S3Endpoint] {
+            builder.get_config_value(&key).map_or(Ok(()), |endpoint| check_secrets(&endpoint))?;
+        }
         // The environment that names a server without encryption must allow it itself.
-        allow_http |=
-            builder.get_config_value(&"aws_allow_http".parse().expect("a key of S3")).is_some_and(|on| on == "true");
+        let allowed = builder.get_config_value(&"aws_allow_http".parse().expect("a key of S3")).unwrap_or_default();
+        allow_http |= ["1", "true", "on", "yes", "y"].contains(&allowed.to_ascii_lowercase().as_str());
+    }
+    // The server looks whether it got what was sent.
+    if builder.get_config_value(&AmazonS3ConfigKey::Checksum).is_none() {
+        builder = builder.with_checksum_algorithm(Checksum::SHA256);
     }
     if let Some(region) = &settings.region {
         builder = builder.with_region(region);
@@ -154,25 +169,23 @@ fn s3(settings: &RemoteSettings, patience: Patience) -> Result<Arc<dyn ObjectSto
     share(builder.with_client_options(patience.client(allow_http)).build(), bad)
 }
 
-/// What stands in a URL is shown in lists and errors: nothing secret may be in it.
-fn check_secrets(text: &str) -> Result<()> {
-    let shown = text.split('?').next().unwrap_or_default().rsplit('@').next().unwrap_or_default();
-    let bad = |problem: String| RemoteError::BadUrl { url: shown.to_owned(), problem };
-    let url = Url::parse(text).map_err(|error| bad(format!("it is no URL: {error}")))?;
-    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-        return Err(
-            bad("it has a user, a password or a query in it; credentials come from the environment".into()).into()
-        );
+/// What stands in a URL is kept in the configuration, and shown: nothing secret may be in it.
+fn check_secrets(given: &str) -> Result<()> {
+    // The name of a directory that is there is no slip.
+    let is_dir = || local_dir(given).is_some_and(|dir| read::exists(&dir).unwrap_or(false));
+    if !text::holds_secrets(given) || is_dir() {
+        return Ok(());
     }
-    Ok(())
+    let problem = "there is a user, a password or a query in it; credentials come from the environment";
+    Err(RemoteError::BadUrl { url: text::url(given), problem: problem.to_owned() }.into())
 }
 
-fn check_http(url: &str, allowed: bool) -> Result<()> {
-    if allowed || !url.to_ascii_lowercase().starts_with("http://") {
+fn check_http(settings: &RemoteSettings, url: &str) -> Result<()> {
+    if settings.allow_http || !url.to_ascii_lowercase().starts_with("http://") {
         return Ok(());
     }
     let problem =
-        "everybody on the way could read and change what goes over http://; say --allow-http if it may".into();
+        "everybody on the way could read and change what goes over http://; say --allow-http if it may".to_owned();
     Err(RemoteError::BadUrl { url: url.to_owned(), problem }.into())
 }
 

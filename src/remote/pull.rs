@@ -9,13 +9,15 @@ use super::backend::Backend;
 use super::documents::{FileEntry, Manifest};
 use super::download::download;
 use super::error::RemoteError;
-use super::push::template_pointer;
+use super::pointers::{IfDamaged, template_pointer};
 use super::{Remote, SMALL, WithSnapshot, file_parents, several, snapshots};
+use crate::activation;
+use crate::compare::first_difference;
 use crate::core::Core;
 use crate::damage;
 use crate::draft::Draft;
 use crate::error::{Error, Result};
-use crate::format::{Content, OBJECT_MIN_SIZE, RevisionRecord, TemplateSpec};
+use crate::format::{Content, OBJECT_MIN_SIZE, RevisionRecord, TemplateSpec, derived_id};
 use crate::fs::atomic::needs_copy;
 use crate::fs::copy::Advance;
 use crate::fs::read;
@@ -83,7 +85,7 @@ pub(super) fn pull(
 ) -> Result<Pulled> {
     let backend = &remote.backend;
     drop(core.begin_change()?);
-    let (pointer, _) = backend.wait(template_pointer(backend, template))?;
+    let (pointer, _) = backend.wait(template_pointer(backend, template, IfDamaged::Refuse))?;
     let missing = |what: String| Error::from(RemoteError::NotFound { remote: backend.url.clone(), what });
     let id = match (revision, &pointer.current) {
         (Some(id), _) | (None, Some(id)) => id,
@@ -92,15 +94,39 @@ pub(super) fn pull(
     };
     let listed = pointer.find(id).ok_or_else(|| missing(format!("revision {template}@{id}")))?;
     let manifest = fetch_manifest(backend, template, id, &listed.manifest)?;
-    let spec = manifest.template_as(template);
-    let mut pulled = publish(core, backend, manifest, spec, &options.publish, progress)?;
-    if let (WithSnapshot::Yes, Some(snapshot)) = (options.snapshot, &listed.snapshot) {
+    let snapshot = match (options.snapshot, &listed.snapshot) {
+        (WithSnapshot::Yes, Some(digest)) => Some(snapshots::fetch_manifest(backend, (template, id), digest)?),
+        _ => None,
+    };
+    let goods = Goods {
+        spec: manifest.template_as(template),
+        manifest,
+        beside: snapshot.as_ref().map_or(0, |one| room_for(&one.files)),
+    };
+    let mut pulled = publish(core, backend, goods, &options.publish, progress)?;
+    if let Some(snapshot) = snapshot {
         let (files, bytes) = snapshots::pull(core, backend, &pulled.revision, snapshot, progress)?;
         pulled.files_fetched += files;
         pulled.bytes_fetched += bytes;
         pulled.revision = Revision::open(core, template, pulled.revision.id())?;
     }
     Ok(pulled)
+}
+
+/// A revision that is about to be fetched.
+pub(super) struct Goods {
+    pub manifest: Manifest,
+    /// The definition of the template that gets it.
+    pub spec: TemplateSpec,
+    /// Bytes that will be fetched beside it.
+    pub beside: u64,
+}
+
+impl Goods {
+    /// A revision by itself.
+    pub fn new(manifest: Manifest, spec: TemplateSpec) -> Goods {
+        Goods { manifest, spec, beside: 0 }
+    }
 }
 
 /// The manifest that a pointer names, checked.
@@ -113,20 +139,47 @@ pub(super) fn fetch_manifest(
     backend.wait(backend.manifest(digest, |bytes| Manifest::from_json(bytes, template, revision)))
 }
 
+/// Refuses what could not be published under this id, before it is fetched or sent.
+pub(super) fn check_publishable(
+    core: &Arc<Core>,
+    template: &TemplateId,
+    id: &RevisionId,
+    contents: &[Content],
+    options: &PublishOptions,
+) -> Result<()> {
+    activation::check(core, template, &options.expect)?;
+    let there = match Revision::open(core, template, id) {
+        Ok(there) => there,
+        Err(Error::RevisionNotFound { .. } | Error::TemplateNotFound { .. }) => return Ok(()),
+        // The id says what it held: it will be healed.
+        Err(Error::Damaged { .. }) if *id == derived_id(contents) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    // What mvm made can only be compared with what came.
+    match there.record().contents.as_deref().and_then(|ours| first_difference(ours, contents)) {
+        None => Ok(()),
+        Some(path) => {
+            let (template, revision) = (template.clone(), id.clone());
+            Err(Error::RevisionDiffers { template, revision, path: path.to_string() })
+        }
+    }
+}
+
 /// Publishes a revision of a remote, as it was pushed, in the template of this definition, which is made if it is new.
 pub(super) fn publish(
     core: &Arc<Core>,
     backend: &Backend,
-    manifest: Manifest,
-    spec: TemplateSpec,
+    Goods { manifest, spec, beside }: Goods,
     options: &PublishOptions,
     progress: &mut dyn Progress,
 ) -> Result<Pulled> {
     let command = format!("pull from {}", backend.url);
     let template: TemplateId = spec.template_id.parse()?;
+    let id = manifest.revision.build.revision_hash.parse()?;
+    check_publishable(core, &template, &id, manifest.revision.contents.as_deref().unwrap_or_default(), options)?;
     let purpose = Purpose { template, spec, inputs: None, known: Known::Reuse, command };
     let mut work = Work::in_dir(core, DraftDir::new(core)?, Box::new(purpose));
-    let fetched = fill(&mut work, backend, &manifest, progress)?;
+    let fetched = fill(&mut work, backend, (&manifest, beside), progress)?;
     let published = seal_and_publish(Draft { work }, manifest.revision, options, progress)?;
     Ok(Pulled {
         revision: published.revision,
@@ -173,14 +226,15 @@ pub(super) fn names(record: &RevisionRecord) -> Result<ArtifactNames> {
 pub(super) fn fill(
     work: &mut Work,
     backend: &Backend,
-    manifest: &Manifest,
+    (manifest, beside): (&Manifest, u64),
     progress: &mut dyn Progress,
 ) -> Result<Fetched> {
     let core = work.core.clone();
     let local = Local::of(&core, &work.purpose.template, manifest)?;
     let (known, wanted): (Vec<&FileEntry>, Vec<_>) =
         manifest.files.iter().partition(|file| local.has(&core, &file.content));
-    check_space(&core, &wanted)?;
+    let beside = beside.saturating_add(room_for_keys(&manifest.revision));
+    check_space(&core, room_for(wanted.iter().copied()).saturating_add(beside))?;
     for parent in file_parents(&manifest.files) {
         core.disk.mkdir(&work.path().join(parent), 0o700)?;
     }
@@ -199,7 +253,7 @@ pub(super) fn fill(
         }
     }
     let bytes = left.iter().map(|file| file.content.size).fold(0, u64::saturating_add);
-    let got = fetch_all(&core, &left, progress, |content, advance| fetch(&core, backend, &dir, content, advance))?;
+    let got = fetch_all(&core, &left, progress, |file, advance| fetch(&core, backend, &dir, file, advance))?;
     (fetched.files, fetched.bytes) = (got.len(), bytes);
     imported.extend(got.into_iter().map(|one| (one.content.path.clone(), one)));
     work.imported = imported;
@@ -211,13 +265,13 @@ pub(super) fn fetch_all<T: Send>(
     core: &Core,
     files: &[&FileEntry],
     progress: &mut dyn Progress,
-    fetch: impl Fn(&Content, Advance) -> Result<T> + Sync,
+    fetch: impl Fn(&FileEntry, Advance) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
-    check_space(core, files)?;
+    check_space(core, room_for(files.iter().copied()))?;
     let bytes = files.iter().map(|file| file.content.size).fold(0, u64::saturating_add);
     let (large, small): (Vec<&FileEntry>, Vec<_>) = files.iter().partition(|file| file.content.size > SMALL);
     in_parallel(Stage::Fetching, bytes, progress, |advance| {
-        let one = |file: &FileEntry| fetch(&file.content, advance);
+        let one = |file: &FileEntry| fetch(file, advance);
         // A large file keeps all threads busy by itself, and has its share of the memory.
         let mut got = large.into_iter().map(one).collect::<Result<Vec<_>>>()?;
         got.extend(several(&small, |file| one(file))?);
@@ -225,9 +279,18 @@ pub(super) fn fetch_all<T: Send>(
     })
 }
 
+/// The bytes that a revision takes in the index of keys, where each has a file, which takes a block.
+pub(super) fn room_for_keys(record: &RevisionRecord) -> u64 {
+    record.made_from().count() as u64 * 4096
+}
+
+/// The bytes that files take on the disk.
+fn room_for<'a>(files: impl IntoIterator<Item = &'a FileEntry>) -> u64 {
+    files.into_iter().map(FileEntry::data_bytes).fold(0, u64::saturating_add)
+}
+
 /// Refuses before the first byte what can't fit.
-fn check_space(core: &Core, wanted: &[&FileEntry]) -> Result<()> {
-    let needed = wanted.iter().map(|file| file.data_bytes()).fold(0, u64::saturating_add);
+pub(super) fn check_space(core: &Core, needed: u64) -> Result<()> {
     let available = read::available_space(core.layout.root())?;
     if needed <= available {
         return Ok(());
@@ -235,9 +298,9 @@ fn check_space(core: &Core, wanted: &[&FileEntry]) -> Result<()> {
     Err(Error::NoSpace { path: core.layout.root().to_owned(), needed, available })
 }
 
-fn fetch(core: &Core, backend: &Backend, dir: &Utf8Path, content: &Content, advance: Advance) -> Result<Imported> {
-    let to = dir.join(content.path.as_path());
-    download(backend, &core.disk, content, &to, advance)?;
+fn fetch(core: &Core, backend: &Backend, dir: &Utf8Path, file: &FileEntry, advance: Advance) -> Result<Imported> {
+    let (content, to) = (&file.content, dir.join(file.content.path.as_path()));
+    download(backend, &core.disk, (content, &file.holes), &to, advance)?;
     let mut is_object = false;
     // What takes the place of an object that rotted is linked to when all is sealed, with all who have that one.
     if content.size >= OBJECT_MIN_SIZE && !read::exists(&core.layout.object(&content.blake3))? {

@@ -1,19 +1,18 @@
 //! Pushing: files that the remote lacks first, then the manifest, then the pointers. A cut anywhere leaves the old state.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::AddAssign;
-use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use object_store::path::Path;
 
-use super::backend::{Backend, Conditions, Swap, Version};
+use super::backend::{Backend, Conditions, Found, Version};
 use super::conditions;
-use super::documents::{FileEntry, KeyPointer, Lead, Listed, Manifest, RemoteFormat, TemplatePointer};
+use super::documents::{FileEntry, Lead, Listed, MOST_HOLES, MOST_MADE_FROM, Manifest, TemplatePointer};
 use super::error::RemoteError;
-use super::frames::{FOOTER, most_object_bytes};
+use super::frames;
+use super::pointers::{Pointer, offer_key};
+use super::preamble::{RemoteFormat, check_cost};
 use super::pull::fetch_manifest;
 use super::upload::{Outgoing, upload};
 use super::{Move, Remote, SMALL, WithSnapshot, several, snapshots};
@@ -22,10 +21,9 @@ use crate::core::Core;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Content, Extra, RevisionRecord, TemplateSpec};
 use crate::fs::copy::Advance;
-use crate::fs::lock::BackOff;
 use crate::fs::read;
 use crate::fs::receive::holes;
-use crate::id::{CacheKey, Digest, RevisionId, TemplateId};
+use crate::id::{Digest, RevisionId, TemplateId};
 use crate::options::setters;
 use crate::progress::{Progress, Stage};
 use crate::revision::Revision;
@@ -83,7 +81,7 @@ pub struct Pushed {
 }
 
 /// A revision as it lies in a directory: published, or about to be.
-pub(super) struct Goods<'a> {
+pub(super) struct ToSend<'a> {
     pub dir: Utf8PathBuf,
     pub contents: &'a [Content],
     pub template: TemplateSpec,
@@ -109,16 +107,17 @@ pub(super) fn push(
     let backend = &remote.backend;
     let (id, template) = (revision.id(), revision.template());
     revision.check()?;
-    let goods = Goods {
+    let goods = ToSend {
         dir: revision.path(),
         contents: listed_contents(revision)?,
         template: template::spec(core, template)?,
         record: revision.record().clone(),
     };
-    begin(backend)?;
-    let was = backend.wait(template_pointer(backend, template))?;
+    begin(backend, options.files)?;
+    let pointer = Pointer { core, backend, template, if_damaged: options.files.into() };
+    let was = pointer.read()?;
     // Refused before the first byte is sent, if it is to be refused.
-    may_move(core, backend, &was.0, id, &options.moves)?;
+    pointer.may_move(&was.0, id, &options.moves)?;
     let known = known_manifest(backend, &was.0, id, goods.contents)?;
     let (mut lead, mut sent) = send(backend, &goods, options.files, progress)?;
     // What was pushed before stays as it was pushed: others have it.
@@ -129,8 +128,8 @@ pub(super) fn push(
         listed.snapshot = Some(manifest);
         sent += of_snapshot;
     }
-    let (pointer, changed) = move_pointer(core, backend, was, (&listed, goods.contents), &options.moves)?;
-    for made in goods.record.made_from() {
+    let (pointer, changed) = pointer.add(was, (&listed, goods.contents), &options.moves)?;
+    for made in shared_record(&goods).made_from() {
         let lead = Lead { source_hash: made.source_hash, ..lead.clone() };
         offer_key(backend, made.key(), &lead)?;
     }
@@ -156,13 +155,19 @@ fn listed_contents(revision: &Revision) -> Result<&[Content]> {
     }
 }
 
-/// Makes sure that this is a remote of ours, and that two who push at once are kept apart.
-pub(super) fn begin(backend: &Backend) -> Result<()> {
+/// Makes sure that this is a remote of ours, and that two who push at once are kept apart. Who sends all again replaces
+/// what is damaged.
+pub(super) fn begin(backend: &Backend, which: SendFiles) -> Result<()> {
     backend.check_writable()?;
     backend.wait(async {
-        let path = backend.names.format();
-        if backend.document(&path, RemoteFormat::check).await?.is_none() {
-            backend.swap(&path, &Version::Absent, &RemoteFormat::ours()).await?;
+        let was = match (backend.format().await?, which) {
+            (Found::Sound((), _), _) => None,
+            (Found::Absent, _) => Some(Version::Absent),
+            (Found::Damaged(_, version), SendFiles::All) => Some(version),
+            (Found::Damaged(error, _), SendFiles::Missing) => return Err(error),
+        };
+        if let Some(was) = was {
+            backend.swap(&backend.names.format(), &was, &RemoteFormat::ours()).await?;
         }
         match backend.conditions {
             Conditions::Server => conditions::prove(backend).await,
@@ -171,21 +176,9 @@ pub(super) fn begin(backend: &Backend) -> Result<()> {
     })
 }
 
-/// The pointer of a template, and what it is; an empty one if there is none.
-pub(super) async fn template_pointer(backend: &Backend, id: &TemplateId) -> Result<(TemplatePointer, Version)> {
-    let found = backend.document(&backend.names.template(id), |bytes| TemplatePointer::from_json(bytes, id)).await?;
-    Ok(found.unwrap_or_else(|| (TemplatePointer::new(id.clone()), Version::Absent)))
-}
-
-/// The pointer of a key, and what it is; an empty one if there is none.
-pub(super) async fn key_pointer(backend: &Backend, key: &CacheKey) -> Result<(KeyPointer, Version)> {
-    let found = backend.document(&backend.names.key(key), |bytes| KeyPointer::from_json(bytes, key)).await?;
-    Ok(found.unwrap_or_else(|| (KeyPointer::new(*key), Version::Absent)))
-}
-
 /// The manifest of a revision that the remote has already, which must have the same contents; one that is damaged counts for
 /// nothing.
-fn known_manifest(
+pub(super) fn known_manifest(
     backend: &Backend,
     pointer: &TemplatePointer,
     id: &RevisionId,
@@ -208,37 +201,6 @@ fn known_manifest(
         }
         .into()),
     }
-}
-
-/// Whether a revision becomes current; an error where it was to, in the place of one that the caller does not know of.
-fn may_move(
-    core: &Core,
-    backend: &Backend,
-    pointer: &TemplatePointer,
-    revision: &RevisionId,
-    moves: &Move,
-) -> Result<bool> {
-    let current = pointer.current.as_ref();
-    let expected = match moves {
-        Move::No => return Ok(false),
-        _ if current == Some(revision) => return Ok(true),
-        Move::Forward | Move::ForwardOrStay => match current {
-            None => return Ok(true),
-            Some(theirs) if read::exists(&core.layout.revision(&pointer.template, theirs))? => return Ok(true),
-            Some(_) if *moves == Move::ForwardOrStay => return Ok(false),
-            Some(_) => "a revision that this store has".to_owned(),
-        },
-        Move::FromAbsent if current.is_none() => return Ok(true),
-        Move::From(expected) if current == Some(expected) => return Ok(true),
-        Move::FromAbsent => "none".to_owned(),
-        Move::From(expected) => expected.to_string(),
-    };
-    Err(moved(backend, &pointer.template, expected, current))
-}
-
-fn moved(backend: &Backend, template: &TemplateId, expected: String, found: Option<&RevisionId>) -> Error {
-    let found = found.map_or_else(|| "none".to_owned(), RevisionId::to_string);
-    RemoteError::Moved { remote: backend.url.clone(), template: template.clone(), expected, found }.into()
 }
 
 impl AddAssign for Sent {
@@ -277,12 +239,12 @@ pub(super) fn send_files(
 /// Sends the files that the remote lacks, and the manifest.
 pub(super) fn send(
     backend: &Backend,
-    goods: &Goods,
+    goods: &ToSend,
     which: SendFiles,
     progress: &mut dyn Progress,
 ) -> Result<(Lead, Sent)> {
-    let sent = send_files(backend, &goods.dir, goods.contents, which, progress)?;
     let manifest = manifest(goods)?;
+    let sent = send_files(backend, &goods.dir, goods.contents, which, progress)?;
     let digest = Digest::of(&manifest);
     backend.wait(put_manifest(backend, &digest, &manifest))?;
     let lead = Lead {
@@ -302,7 +264,7 @@ async fn missing(backend: &Backend, contents: Vec<Content>) -> Result<Vec<Conten
     let look = |content: Content| async move {
         let found = backend.len(&backend.names.blob(&content.blake3)).await?;
         // One that can't hold the file is as good as none.
-        let is_there = found.is_some_and(|len| len >= FOOTER && len <= most_object_bytes(content.size));
+        let is_there = found.is_some_and(|len| frames::can_be_of(len, content.size));
         Ok::<_, Error>((!is_there).then_some(content))
     };
     let found: Vec<Option<Content>> = stream::iter(contents).map(look).buffered(AT_ONCE).try_collect().await?;
@@ -323,7 +285,6 @@ fn send_file(backend: &Backend, dir: &Utf8Path, content: &Content, advance: Adva
 
 /// Holes of less than this are not worth a line of the manifest.
 const WORTHWHILE: u64 = 1024 * 1024;
-const MOST_HOLES: usize = 1000;
 
 /// The files of a directory, as a manifest has them.
 pub(super) fn file_entries(dir: &Utf8Path, contents: &[Content]) -> Result<Vec<FileEntry>> {
@@ -337,16 +298,27 @@ pub(super) fn file_entries(dir: &Utf8Path, contents: &[Content]) -> Result<Vec<F
     contents.iter().map(entry).collect()
 }
 
-fn manifest(goods: &Goods) -> Result<Vec<u8>> {
-    let files = file_entries(&goods.dir, goods.contents)?;
+/// The record, but for what is only true of this host, and for more inputs than a manifest may have.
+fn shared_record(goods: &ToSend) -> RevisionRecord {
     let mut record = goods.record.clone();
-    // What is only true of this host stays here.
     (record.published_at, record.adopted_at, record.reused_from) = (None, None, None);
     record.build.snapshot = None;
-    Ok(Manifest::new(goods.template.clone(), record, files).to_json())
+    record.also_made_from.truncate(MOST_MADE_FROM);
+    record
 }
 
-pub(super) fn listed(core: &Core, goods: &Goods, manifest: Digest) -> Result<Listed> {
+fn manifest(goods: &ToSend) -> Result<Vec<u8>> {
+    let files = file_entries(&goods.dir, goods.contents)?;
+    let manifest = Manifest::new(goods.template.clone(), shared_record(goods), files).to_json();
+    // Nobody would read it.
+    check_cost("manifest", &manifest).map_err(|error| RemoteError::CannotPush {
+        what: format!("{}@{}", goods.template.template_id, goods.record.build.revision_hash),
+        problem: format!("{error}; put the files into fewer ones"),
+    })?;
+    Ok(manifest)
+}
+
+pub(super) fn listed(core: &Core, goods: &ToSend, manifest: Digest) -> Result<Listed> {
     Ok(Listed {
         revision: goods.record.build.revision_hash.parse()?,
         manifest,
@@ -355,84 +327,4 @@ pub(super) fn listed(core: &Core, goods: &Goods, manifest: Digest) -> Result<Lis
         snapshot: None,
         extra: Extra::new(),
     })
-}
-
-/// Adds a revision to the template's pointer, and moves `current` there if it is to.
-pub(super) fn move_pointer(
-    core: &Core,
-    backend: &Backend,
-    (mut pointer, mut version): (TemplatePointer, Version),
-    (listed, contents): (&Listed, &[Content]),
-    moves: &Move,
-) -> Result<(TemplatePointer, bool)> {
-    let path = backend.names.template(&pointer.template);
-    let (seen, now) = (pointer.current.clone(), core.now());
-    let mut activate = may_move(core, backend, &pointer, &listed.revision, moves)?;
-    let mut rounds = Rounds::new(backend, &path);
-    loop {
-        let Some(new) = pointer.with(listed, activate, now, &unique()) else { return Ok((pointer, false)) };
-        match backend.wait(backend.swap(&path, &version, &new.to_json()))? {
-            Swap::Done => return Ok((new, true)),
-            Swap::Lost => rounds.next()?,
-        }
-        // Somebody else changed it. That is no matter as long as what was current still is.
-        (pointer, version) = backend.wait(template_pointer(backend, &pointer.template))?;
-        // Our answer may have been lost, and somebody have gone on from there.
-        if pointer.history.iter().any(|moved| moved.revision == listed.revision && moved.at == now) {
-            return Ok((pointer, true));
-        }
-        known_manifest(backend, &pointer, &listed.revision, contents)?;
-        let is_there = pointer.current.as_ref() == Some(&listed.revision);
-        if activate && pointer.current != seen && !is_there {
-            if *moves == Move::ForwardOrStay {
-                activate = false;
-                continue;
-            }
-            let expected = seen.as_ref().map_or_else(|| "none".to_owned(), RevisionId::to_string);
-            return Err(moved(backend, &pointer.template, expected, pointer.current.as_ref()));
-        }
-    }
-}
-
-/// Adds a revision to those that a key leads to, behind those that are there.
-pub(super) fn offer_key(backend: &Backend, key: CacheKey, lead: &Lead) -> Result<()> {
-    let path = backend.names.key(&key);
-    let mut rounds = Rounds::new(backend, &path);
-    loop {
-        let (pointer, version) = backend.wait(key_pointer(backend, &key))?;
-        let Some(new) = pointer.with(lead, &unique()) else { return Ok(()) };
-        match backend.wait(backend.swap(&path, &version, &new.to_json()))? {
-            Swap::Done => return Ok(()),
-            Swap::Lost => rounds.next()?,
-        }
-    }
-}
-
-/// The rounds of those who change one pointer at once; a server with which nobody ever wins must not keep us for ever.
-pub(super) struct Rounds<'a> {
-    backend: &'a Backend,
-    path: &'a Path,
-    pauses: BackOff,
-}
-
-impl Rounds<'_> {
-    pub fn new<'a>(backend: &'a Backend, path: &'a Path) -> Rounds<'a> {
-        Rounds { backend, path, pauses: BackOff::new(Some(Duration::from_secs(60))) }
-    }
-
-    /// Waits a little before the next.
-    pub fn next(&mut self) -> Result<()> {
-        if self.pauses.pause() {
-            return Ok(());
-        }
-        let (remote, object) = (self.backend.url.clone(), self.path.to_string());
-        let problem = "it was another one each time that it was to be replaced, for a minute".to_owned();
-        Err(RemoteError::Failed { remote, doing: "replace", object, problem }.into())
-    }
-}
-
-/// A text that no other write has.
-pub(super) fn unique() -> String {
-    let random = || RandomState::new().build_hasher().finish();
-    format!("{:016x}{:016x}", random(), random())
 }

@@ -1,16 +1,18 @@
 //! `[remote.NAME]` in `.store/config.toml`: where remotes are. Pure: text in, text out.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use toml_edit::{DocumentMut, Item, Table, value};
+use toml_edit::{DocumentMut, Item, Table, TomlError, value};
 
+use super::text::{plain, url};
 use crate::format::{FormatError, check_toml};
 use crate::id::RemoteName;
 use crate::options::setters;
 
 /// Where a remote is, and how it is reached. Never credentials: those come from the environment and files of each cloud.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct RemoteSettings {
@@ -30,10 +32,35 @@ pub struct RemoteSettings {
     pub single_writer: bool,
 }
 
+impl fmt::Debug for RemoteSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self.shown();
+        f.debug_struct("RemoteSettings")
+            .field("url", &shown.url)
+            .field("endpoint", &shown.endpoint)
+            .field("region", &shown.region)
+            .field("allow_http", &shown.allow_http)
+            .field("single_writer", &shown.single_writer)
+            .finish()
+    }
+}
+
 impl RemoteSettings {
     /// A remote at this URL, or in this directory.
     pub fn at(url: impl Into<String>) -> RemoteSettings {
         RemoteSettings { url: url.into(), endpoint: None, region: None, allow_http: false, single_writer: false }
+    }
+
+    /// The same, as it may be shown: without what would be a user, a password or a signature in a URL. Such a remote can't be
+    /// opened.
+    ///
+    /// ```
+    /// let slip = template_store::RemoteSettings::at("s3://key:secret@bucket/images");
+    /// assert_eq!(slip.shown().url, "s3://…@bucket/images");
+    /// assert!(!format!("{slip:?}").contains("secret"));
+    /// ```
+    pub fn shown(&self) -> RemoteSettings {
+        RemoteSettings { url: url(&self.url), endpoint: self.endpoint.as_deref().map(url), ..self.clone() }
     }
 
     setters! {
@@ -56,7 +83,8 @@ pub(super) fn all(text: &str) -> Result<BTreeMap<RemoteName, RemoteSettings>, Fo
         remote: BTreeMap<RemoteName, RemoteSettings>,
     }
     check_toml("config.toml", text)?;
-    let config: Config = toml::from_str(text).map_err(|error| FormatError::invalid("config.toml", error))?;
+    let config: Config = toml::from_str(text)
+        .map_err(|error| FormatError::toml("config.toml", text, &plain(error.message()), error.span()))?;
     Ok(config.remote)
 }
 
@@ -100,7 +128,8 @@ pub(super) fn without(text: &str, name: &RemoteName) -> Result<String, FormatErr
 
 fn parse(text: &str) -> Result<DocumentMut, FormatError> {
     check_toml("config.toml", text)?;
-    text.parse().map_err(|error| FormatError::invalid("config.toml", error))
+    text.parse()
+        .map_err(|error: TomlError| FormatError::toml("config.toml", text, &plain(error.message()), error.span()))
 }
 
 #[cfg(test)]

@@ -52,10 +52,9 @@ pub(super) fn pull(
     core: &Arc<Core>,
     backend: &Backend,
     revision: &Revision,
-    digest: &Digest,
+    manifest: SnapshotManifest,
     progress: &mut dyn Progress,
 ) -> Result<(usize, u64)> {
-    let manifest = fetch_manifest(backend, (revision.template(), revision.id()), digest)?;
     if revision.snapshot()?.is_some_and(|ours| ours.record().contents == manifest.snapshot.contents) {
         return Ok((0, 0));
     }
@@ -64,13 +63,14 @@ pub(super) fn pull(
         core.disk.mkdir(&draft.path().join(parent), 0o700)?;
     }
     let wanted: Vec<&FileEntry> = manifest.files.iter().collect();
-    // They are copied once more, and only the copies stay: so none of them becomes an object.
-    let fetched = fetch_all(core, &wanted, progress, |content, advance| {
-        download(backend, &core.disk, content, &draft.path().join(content.path.as_path()), advance)
+    let fetched = fetch_all(core, &wanted, progress, |file, advance| {
+        let to = draft.path().join(file.content.path.as_path());
+        download(backend, &core.disk, (&file.content, &file.holes), &to, advance)
     })?;
     let at = |name: &str| draft.path().join(name);
     let record = &manifest.snapshot;
-    let mut files = SnapshotFiles::new(at(VMSTATE), at(MEM));
+    // They are linked, not copied: nobody else has them.
+    let mut files = SnapshotFiles::new(at(VMSTATE), at(MEM)).sealed(&record.contents);
     let mut options = SnapshotOptions::default()
         .created_at(record.info.created_at.clone())
         .boot_args(record.info.boot_args.clone())

@@ -9,8 +9,8 @@ use super::backend::Backend;
 use super::documents::{KeyPointer, Manifest, TemplatePointer};
 use super::download::read_through;
 use super::error::RemoteError;
+use super::pointers::{IfDamaged, template_pointer};
 use super::pull::fetch_manifest;
-use super::push::template_pointer;
 use super::snapshots;
 use crate::error::{Error, Result};
 use crate::format::Content;
@@ -24,6 +24,8 @@ use crate::seal::in_parallel;
 pub struct RemoteTemplate {
     /// Its id.
     pub template: TemplateId,
+    /// Why its pointer can't be read; then nothing else is known of it.
+    pub problem: Option<String>,
     /// What is current there.
     pub current: Option<RevisionId>,
     /// Its revisions, the first that was pushed first.
@@ -85,7 +87,17 @@ async fn template_ids(backend: &Backend) -> Result<Vec<TemplateId>> {
 /// All templates, sorted by their ids.
 pub(super) async fn templates(backend: &Backend) -> Result<Vec<RemoteTemplate>> {
     let ids = template_ids(backend).await?;
-    let read = |id: TemplateId| async move { Ok::<_, Error>(described(template_pointer(backend, &id).await?.0)) };
+    let read = |id: TemplateId| async move {
+        match template_pointer(backend, &id, IfDamaged::Refuse).await {
+            Ok((pointer, _)) => Ok(described(pointer)),
+            Err(error) => match flaw(error) {
+                Ok(finding) => {
+                    Ok(RemoteTemplate { problem: Some(finding.problem), ..described(TemplatePointer::new(id)) })
+                }
+                Err(error) => Err(error),
+            },
+        }
+    };
     stream::iter(ids).map(read).buffered(AT_ONCE).try_collect().await
 }
 
@@ -99,6 +111,7 @@ fn described(pointer: TemplatePointer) -> RemoteTemplate {
     RemoteTemplate {
         template: pointer.template,
         current: pointer.current,
+        problem: None,
         revisions: pointer.revisions.into_iter().map(revision).collect(),
         history: pointer.history.into_iter().map(|moved| (moved.revision, moved.at)).collect(),
     }
@@ -114,7 +127,8 @@ pub(super) fn verify(backend: &Backend, data: bool, progress: &mut dyn Progress)
     let mut snapshots: BTreeSet<Named> = BTreeSet::new();
     for id in backend.wait(template_ids(backend))? {
         report.templates += 1;
-        if let Some((pointer, _)) = sound(&mut report, backend.wait(template_pointer(backend, &id)))? {
+        if let Some((pointer, _)) = sound(&mut report, backend.wait(template_pointer(backend, &id, IfDamaged::Refuse)))?
+        {
             for listed in pointer.revisions {
                 let snapshot = listed.snapshot.map(|digest| (id.clone(), listed.revision.clone(), digest));
                 snapshots.extend(snapshot);
@@ -147,16 +161,24 @@ pub(super) fn verify(backend: &Backend, data: bool, progress: &mut dyn Progress)
 
 /// What was read, or `None` and a finding if it is damaged.
 fn sound<T>(report: &mut RemoteReport, read: Result<T>) -> Result<Option<T>> {
-    let finding = match read {
-        Ok(read) => return Ok(Some(read)),
-        Err(Error::Remote(RemoteError::Damaged { object, problem, .. })) => RemoteFinding { object, problem },
-        Err(Error::Remote(RemoteError::Format { object, source, .. })) => {
-            RemoteFinding { object, problem: source.to_string() }
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) => {
+            report.findings.push(flaw(error)?);
+            Ok(None)
         }
-        Err(error) => return Err(error),
-    };
-    report.findings.push(finding);
-    Ok(None)
+    }
+}
+
+/// What is wrong with an object; an error that says nothing of one stays an error.
+fn flaw(error: Error) -> Result<RemoteFinding> {
+    match error {
+        Error::Remote(RemoteError::Damaged { object, problem, .. }) => Ok(RemoteFinding { object, problem }),
+        Error::Remote(RemoteError::Format { object, source, .. }) => {
+            Ok(RemoteFinding { object, problem: source.to_string() })
+        }
+        error => Err(error),
+    }
 }
 
 async fn keys(backend: &Backend) -> Result<Vec<Result<KeyPointer>>> {
@@ -182,7 +204,7 @@ fn check_files(
         let look = |content: Content| async move {
             let path = backend.names.blob(&content.blake3);
             match backend.len(&path).await? {
-                Some(len) if len <= super::frames::most_object_bytes(content.size) => Ok(()),
+                Some(len) if super::frames::can_be_of(len, content.size) => Ok(()),
                 Some(len) => Err(backend.damaged(&path, format!("it has {len} bytes for a file of {}", content.size))),
                 None => Err(backend.damaged(&path, "it is missing".into())),
             }

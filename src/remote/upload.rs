@@ -10,8 +10,10 @@ use rayon::prelude::*;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinSet;
 
-use super::backend::Backend;
+use super::backend::{Backend, WRITES};
+use super::error::RemoteError;
 use super::frames::{Encoder, FRAME, TableWriter, most_object_bytes};
+use super::text::was_changed;
 use crate::error::{At, Error, Result};
 use crate::format::Content;
 use crate::fs::copy::Advance;
@@ -44,7 +46,19 @@ pub(super) struct Outgoing<'a> {
 }
 
 /// Sends a file; gives the bytes that were sent. The remote has all of it afterwards, or nothing.
+///
+/// What was changed on the way, the server refuses; it is sent again.
 pub(super) fn upload(backend: &Backend, outgoing: &Outgoing, advance: Advance) -> Result<u64> {
+    for _ in 1..WRITES {
+        match send_once(backend, outgoing, advance) {
+            Err(Error::Remote(RemoteError::Failed { problem, .. })) if was_changed(&problem) => {}
+            sent => return sent,
+        }
+    }
+    send_once(backend, outgoing, advance)
+}
+
+fn send_once(backend: &Backend, outgoing: &Outgoing, advance: Advance) -> Result<u64> {
     backend.check_writable()?;
     let name = backend.names.blob(&outgoing.content.blake3);
     let (send, receive) = channel(WAITING);

@@ -49,18 +49,26 @@ pub struct SnapshotFiles {
     pub(crate) vmstate: Utf8PathBuf,
     pub(crate) mem: Utf8PathBuf,
     pub(crate) drives: Vec<(DriveId, Utf8PathBuf)>,
+    /// What the files hold, if they are sealed and durable already, and nobody else's: then they need not be copied.
+    pub(crate) sealed: Vec<Content>,
 }
 
 impl SnapshotFiles {
     /// The VM's state and its memory.
     pub fn new(vmstate: impl Into<Utf8PathBuf>, mem: impl Into<Utf8PathBuf>) -> SnapshotFiles {
-        SnapshotFiles { vmstate: vmstate.into(), mem: mem.into(), drives: Vec::new() }
+        SnapshotFiles { vmstate: vmstate.into(), mem: mem.into(), drives: Vec::new(), sealed: Vec::new() }
     }
 
     /// Adds a drive, as of the pause.
     #[must_use]
     pub fn drive(mut self, id: DriveId, path: impl Into<Utf8PathBuf>) -> SnapshotFiles {
         self.drives.push((id, path.into()));
+        self
+    }
+
+    #[cfg(feature = "remote")]
+    pub(crate) fn sealed(mut self, contents: &[Content]) -> SnapshotFiles {
+        self.sealed = contents.to_vec();
         self
     }
 }

@@ -39,7 +39,7 @@ pub(super) struct Source {
     /// What it takes on the disk, in bytes.
     blocks: u64,
     on: FileId,
-    /// A file of the revision with the same bytes.
+    /// A sealed file with the same bytes, which may be linked to: one of the revision, or this one.
     twin: Option<(Utf8PathBuf, Digest)>,
 }
 
@@ -57,6 +57,10 @@ pub(super) fn open(files: &SnapshotFiles) -> Result<Vec<Source>> {
             return Err(Error::BadSnapshot { path: path.clone(), problem });
         }
         sources.push(Source::open(path, to)?);
+    }
+    for source in &mut sources {
+        let sealed = files.sealed.iter().find(|content| content.path == source.to && content.size == source.size());
+        source.twin = sealed.map(|content| (source.from.clone(), content.blake3));
     }
     sources.sort_by(|a, b| a.to.cmp(&b.to));
     Ok(sources)

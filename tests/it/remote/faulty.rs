@@ -48,11 +48,30 @@ pub struct Faulty {
     fault: Option<(Fault, usize)>,
     requests: AtomicUsize,
     ignores_conditions: bool,
+    saying: Option<Saying>,
+}
+
+/// What is said to the next writes that are meant.
+#[derive(Debug)]
+struct Saying {
+    to: Writes,
+    /// Whether they happen.
+    done: bool,
+    text: &'static str,
+    left: AtomicUsize,
+}
+
+/// Which writes are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writes {
+    All,
+    WithConditions,
 }
 
 impl Faulty {
     fn of(inner: Arc<dyn ObjectStore>) -> Faulty {
-        Faulty { inner, meanwhile: None, fault: None, requests: AtomicUsize::new(0), ignores_conditions: false }
+        let requests = AtomicUsize::new(0);
+        Faulty { inner, meanwhile: None, fault: None, requests, ignores_conditions: false, saying: None }
     }
 
     /// Counts requests only.
@@ -67,6 +86,16 @@ impl Faulty {
     /// A server that knows no conditions: each write succeeds.
     pub fn without_conditions(inner: Arc<dyn ObjectStore>) -> Arc<Faulty> {
         Arc::new(Faulty { ignores_conditions: true, ..Faulty::of(inner) })
+    }
+
+    /// Says the same to so many writes, which happen if they are to be done.
+    pub fn saying(
+        inner: Arc<dyn ObjectStore>,
+        to: Writes,
+        (text, times, done): (&'static str, usize, bool),
+    ) -> Arc<Faulty> {
+        let saying = Some(Saying { to, done, text, left: AtomicUsize::new(times) });
+        Arc::new(Faulty { saying, ..Faulty::of(inner) })
     }
 
     /// A server that takes its time: something happens before an object is read.
@@ -103,6 +132,17 @@ impl ObjectStore for Faulty {
     async fn put_opts(&self, path: &Path, payload: PutPayload, mut options: PutOptions) -> Result<PutResult> {
         if self.ignores_conditions {
             options.mode = PutMode::Overwrite;
+        }
+        let is_meant = |saying: &&Saying| {
+            let counts = |left: usize| left.checked_sub(1);
+            (saying.to == Writes::All || !matches!(options.mode, PutMode::Overwrite))
+                && saying.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, counts).is_ok()
+        };
+        if let Some(saying) = self.saying.as_ref().filter(is_meant) {
+            if saying.done {
+                self.inner.put_opts(path, payload, options).await?;
+            }
+            return Err(Error::Generic { store: "faulty", source: saying.text.into() });
         }
         match self.next() {
             Some(Fault::Lost | Fault::Down) => Err(reset()),

@@ -1,100 +1,13 @@
 //! Remotes that lie.
 
-use std::sync::Arc;
-
-use bytes::Bytes;
 use object_store::ObjectStoreExt;
-use object_store::memory::InMemory;
 use object_store::path::Path;
 use serde_json::{Value, json};
-use template_store::{Digest, ErrorKind, Store};
+use template_store::ErrorKind;
 
-use super::{host, in_memory, publish, pull, push};
-use crate::support::{Place, assert_clean, assert_error, id, listing};
-
-/// What a remote holds, to be changed.
-struct Held {
-    memory: Arc<InMemory>,
-}
-
-impl Held {
-    fn pushed(place: &Place) -> Held {
-        let a = host(place, "a");
-        let memory = Arc::new(InMemory::new());
-        push(&a, &in_memory(memory.clone()), &publish(place, &a, "one")).unwrap();
-        Held { memory }
-    }
-
-    fn wait<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
-    }
-
-    fn get(&self, path: &str) -> Bytes {
-        Held::wait(async { self.memory.get(&Path::from(path)).await.unwrap().bytes().await.unwrap() })
-    }
-
-    fn put(&self, path: &str, bytes: Vec<u8>) {
-        Held::wait(self.memory.put(&Path::from(path), bytes.into())).unwrap();
-    }
-
-    fn pointer(&self) -> Value {
-        serde_json::from_slice(&self.get("images/templates/web.json")).unwrap()
-    }
-
-    fn manifest_name(digest: &str) -> String {
-        format!("images/manifests/{}/{}.json", &digest[..2], &digest[2..])
-    }
-
-    fn manifest(&self) -> Value {
-        let pointer = self.pointer();
-        serde_json::from_slice(&self.get(&Held::manifest_name(pointer["revisions"][0]["manifest"].as_str().unwrap())))
-            .unwrap()
-    }
-
-    /// Lets the pointer lead to another manifest, whose name is right.
-    fn publish(&self, manifest: &[u8]) {
-        let digest = Digest::of(manifest).to_hex();
-        self.put(&Held::manifest_name(&digest), manifest.to_vec());
-        let mut pointer = self.pointer();
-        pointer["revisions"][0]["manifest"] = digest.into();
-        self.put("images/templates/web.json", pointer.to_string().into_bytes());
-    }
-
-    fn blob_of(&self, name: &str) -> String {
-        let manifest = self.manifest();
-        let files = manifest["files"].as_array().unwrap();
-        let file = files.iter().find(|file| file["path"] == name).unwrap();
-        let digest = file["blake3"].as_str().unwrap();
-        format!("images/blobs/{}/{}.zst", &digest[..2], &digest[2..])
-    }
-
-    /// Pulls to a store of its own, which has nothing afterwards, nor has what is around it.
-    #[track_caller]
-    fn refused(&self, place: &Place, kind: ErrorKind, words: &[&str]) {
-        let b = Store::open_or_init(place.join("deep/down/b")).unwrap();
-        let around = around(place);
-        assert_error(pull(&b, &in_memory(self.memory.clone()), None), kind, words);
-        assert!(b.templates().unwrap().is_empty());
-        assert_eq!(around, self::around(place));
-        b.gc(&template_store::gc::Policy::default(), &mut ()).unwrap();
-        assert_clean(b.layout());
-    }
-}
-
-/// Everything that is not below `b`.
-fn around(place: &Place) -> Vec<String> {
-    listing(place.path()).into_iter().filter(|line| !line.contains("/deep/down/b")).collect()
-}
-
-/// A manifest with its first file, and the same in its record, changed.
-fn with_file(manifest: &Value, change: impl Fn(&mut Value)) -> Vec<u8> {
-    let mut manifest = manifest.clone();
-    change(&mut manifest["files"][0]);
-    let mut file = manifest["files"][0].clone();
-    file.as_object_mut().unwrap().remove("holes");
-    manifest["revision"]["contents"][0] = file;
-    manifest.to_string().into_bytes()
-}
+use super::held::{Held, sealed, with_file};
+use super::{host, in_memory, push};
+use crate::support::{Place, assert_error, id};
 
 #[test]
 fn no_file_of_a_remote_is_written_elsewhere() {
@@ -137,8 +50,10 @@ fn what_a_manifest_says_is_checked_before_anything_is_written() {
         change(&mut manifest);
         manifest.to_string().into_bytes()
     };
-    held.publish(&with_file(&good, |file| file["size"] = (1_u64 << 60).into()));
+    held.publish(&with_file(&good, |file| file["size"] = (1_u64 << 44).into()));
     held.refused(&place, ErrorKind::Failed, &["needs", "bytes"]);
+    held.publish(&with_file(&good, |file| file["size"] = (1_u64 << 60).into()));
+    held.refused(&place, ErrorKind::Damaged, &["has 1152921504606846976 bytes, and may have"]);
     held.publish(&with_file(&good, |file| file["size"] = u64::MAX.into()));
     held.refused(&place, ErrorKind::Damaged, &["impossible sizes"]);
     held.publish(&with_file(&good, |file| file["holes"] = json!([[5, u64::MAX]])));
@@ -209,7 +124,7 @@ fn pointers_that_are_damaged_lead_nowhere() {
     let changed = |change: &dyn Fn(&mut Value)| {
         let mut pointer = good.clone();
         change(&mut pointer);
-        pointer.to_string().into_bytes()
+        sealed(&pointer)
     };
     for bad in [
         b"".to_vec(),

@@ -3,11 +3,17 @@
 mod cache;
 mod faults;
 mod faulty;
+mod format;
+mod held;
 mod hostile;
 mod http;
 mod kills;
+mod limits;
 mod mvm;
+mod pointers;
 mod races;
+mod refusals;
+mod secrets;
 mod server;
 mod sharing;
 mod snapshots;

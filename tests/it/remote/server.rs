@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, Checksum};
 use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 use template_store::Remote;
 
@@ -77,6 +77,7 @@ fn s3(endpoint: &str) -> AmazonS3Builder {
         .with_bucket_name(BUCKET)
         .with_access_key_id(KEY)
         .with_secret_access_key(SECRET)
+        .with_checksum_algorithm(Checksum::SHA256)
 }
 
 /// An empty place at the server, or `None` where there is no server.

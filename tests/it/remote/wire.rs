@@ -25,13 +25,15 @@ pub enum Fault {
     Truncated,
     /// A bit of the answer's body is another one.
     Flipped,
+    /// A bit of the request's body is another one.
+    FlippedSent,
     /// It is sent twice, and the second answer comes.
     SentTwice,
     /// The answer comes twice.
     AnsweredTwice,
 }
 
-pub const FAULTS: [Fault; 10] = [
+pub const FAULTS: [Fault; 11] = [
     Fault::Reset,
     Fault::AnswerLost,
     Fault::Broken,
@@ -40,6 +42,7 @@ pub const FAULTS: [Fault; 10] = [
     Fault::Silent,
     Fault::Truncated,
     Fault::Flipped,
+    Fault::FlippedSent,
     Fault::SentTwice,
     Fault::AnsweredTwice,
 ];
@@ -126,7 +129,12 @@ impl Wire {
                 // What is left unread resets the connection.
                 return Ok(());
             }
-            let request = read_request(&mut client)?;
+            let mut request = read_request(&mut client)?;
+            let body = body_of(&request);
+            let middle = body + (request.len() - body) / 2;
+            if fault == Some(Fault::FlippedSent) && middle < request.len() {
+                request[middle] ^= 1;
+            }
             match fault {
                 Some(Fault::Broken) => client.write_all(&refusal("500 Internal Server Error", "InternalError"))?,
                 Some(Fault::SlowDown) => client.write_all(&refusal("503 Slow Down", "SlowDown"))?,

@@ -120,6 +120,26 @@ fn what_passes_is_waited_for() {
     }
 }
 
+/// The server is told what it is to get: what comes otherwise it refuses, and it is sent again.
+#[test]
+fn what_is_flipped_on_the_way_up_is_sent_again() {
+    let place = Place::new();
+    let a = host(&place, "a");
+    let [first, second] =
+        [("first", SMALL), ("second", 5 << 20)].map(|(label, len)| publish_of(&place, &a, label, len));
+    let Some(bucket) = prepared(&a, &first) else { return };
+    let counting = Wire::to(bucket.port());
+    push(&a, &through(&bucket, &counting), &second).unwrap();
+    for request in 0..counting.requests() {
+        let bucket = prepared(&a, &first).unwrap();
+        let wire = Wire::with(bucket.port(), Fault::FlippedSent, When::Once(request));
+        push(&a, &through(&bucket, &wire), &second).unwrap_or_else(|error| panic!("request {request}: {error}"));
+        let remote = bucket.remote();
+        assert_sound(&remote);
+        assert_eq!(remote.templates().unwrap()[0].revisions.len(), 2, "request {request}");
+    }
+}
+
 #[test]
 fn only_what_is_new_goes_over_the_wire() {
     let place = Place::new();
