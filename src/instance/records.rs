@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::{INSTANCE_JSON, Instance};
 use crate::core::Core;
-use crate::error::{Error, PathError, Result};
+use crate::error::{Error, Result};
 use crate::format::{InstanceRecord, StoreFormat, Strategy};
 use crate::fs::atomic::parent_of;
 use crate::fs::lock::{Flock, Mode, Patience};
@@ -77,9 +77,20 @@ fn layout(core: &Core) -> Layout {
     Layout::new(resolved(core.layout.root()))
 }
 
-/// Removes the link to an instance that is gone. It need not last: one that comes back is a leftover.
-pub(super) fn erase(core: &Core, dir: &Utf8Path) -> Result<(), PathError> {
-    core.disk.unlink_if_there(&layout(core).instance(dir))
+/// Removes the link to an instance that is gone, unless another one is there by now. It need not last: one that comes
+/// back is a leftover.
+pub(super) fn erase(core: &Core, dir: &Utf8Path) -> Result<()> {
+    let layout = layout(core);
+    // Who makes another one has it already, or has not looked for its link.
+    let _alone = match Flock::wait_for(&layout.instances(), Mode::Exclusive) {
+        Err(error) if error.is_not_found() => return Ok(()),
+        locked => locked?,
+    };
+    let link = layout.instance(dir);
+    if look(core, &link).is_some_and(|known| known.is_gone()) {
+        core.disk.unlink_if_there(&link)?;
+    }
+    Ok(())
 }
 
 /// All links, with the instances that they lead to.
