@@ -340,6 +340,12 @@ pub enum Error {
         /// The disk.
         path: Utf8PathBuf,
     },
+    /// Something is mounted in an instance that is to be removed.
+    #[error("something is mounted at {path}, in an instance that is to be removed; unmount it first (`umount {path}`)")]
+    InstanceHasMount {
+        /// The mount point.
+        path: Utf8PathBuf,
+    },
     /// This user may not give files away.
     #[error("only root can give files to user {uid} and group {gid}; run as root, or leave --owner out")]
     CannotGive {
@@ -461,6 +467,7 @@ impl Error {
             | Error::CannotClone { .. }
             | Error::NotAnInstance { .. }
             | Error::InstanceInUse { .. }
+            | Error::InstanceHasMount { .. }
             | Error::Pinned { .. }
             | Error::PinExists { .. }
             | Error::IsCurrent { .. } => ErrorKind::Refused,

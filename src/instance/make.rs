@@ -6,7 +6,7 @@ use std::io;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::parts::{Part, Parts, parts};
-use super::place::Place;
+use super::place::{HALF_DONE, Place, WHOLE};
 use super::{INSTANCE_JSON, Instance, InstanceOptions, Reflink, records};
 use crate::core::Core;
 use crate::error::{Error, PathError, Result};
@@ -33,6 +33,7 @@ pub(super) fn make(
         refuse_strangers(owner)?;
     }
     let place = Place::of(core, dest)?;
+    place.check_name()?;
     place.check_free()?;
     revision.check()?;
     loop {
@@ -86,7 +87,7 @@ struct Staging<'a> {
 
 impl<'a> Staging<'a> {
     fn new(core: &'a Core, place: &Place) -> Result<Staging<'a>> {
-        Ok(Staging { core, lock: Some(core.new_private_dir(&place.parent, &place.prefix())?) })
+        Ok(Staging { core, lock: Some(core.new_private_dir(&place.parent, &place.prefix(), HALF_DONE)?) })
     }
 
     fn path(&self) -> &Utf8Path {
@@ -97,6 +98,8 @@ impl<'a> Staging<'a> {
     fn publish(mut self, to: &Utf8Path) -> Result<(), PathError> {
         self.core.disk.publish_dir(self.path(), to)?;
         self.lock = None;
+        // Before, a crash would have left what nobody knows to be half done. Under this name the mark means nothing.
+        let _ = self.core.disk.chmod(to, WHOLE);
         Ok(())
     }
 }
