@@ -340,6 +340,14 @@ pub enum Error {
         /// The disk.
         path: Utf8PathBuf,
     },
+    /// Somebody writes to a file of a revision that this store neither published nor adopted.
+    #[error(
+        "{path} is open for writing, so a copy would be of no one moment; stop the VM that writes to it, and try again (`template-store adopt` seals the revision then)"
+    )]
+    ArtifactInUse {
+        /// The file.
+        path: Utf8PathBuf,
+    },
     /// Something is mounted in an instance that is to be removed.
     #[error("something is mounted at {path}, in an instance that is to be removed; unmount it first (`umount {path}`)")]
     InstanceHasMount {
@@ -468,6 +476,7 @@ impl Error {
             | Error::NotAnInstance { .. }
             | Error::InstanceInUse { .. }
             | Error::InstanceHasMount { .. }
+            | Error::ArtifactInUse { .. }
             | Error::Pinned { .. }
             | Error::PinExists { .. }
             | Error::IsCurrent { .. } => ErrorKind::Refused,

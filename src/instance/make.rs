@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::time::SystemTime;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -9,13 +10,15 @@ use super::parts::{Part, Parts, parts};
 use super::place::{HALF_DONE, Place, WHOLE};
 use super::{INSTANCE_JSON, Instance, InstanceOptions, Reflink, records};
 use crate::core::Core;
-use crate::error::{Error, PathError, Result};
+use crate::error::{At, Error, PathError, Result};
 use crate::format::{InstanceFile, InstanceRecord, Owner, SEALED_MODE, Strategy};
 use crate::fs::atomic::{needs_copy, parent_of};
 use crate::fs::copy::Advance;
 use crate::fs::duplicate::{Duplicated, Fallback};
 use crate::fs::lock::Flock;
-use crate::fs::read;
+use crate::fs::read::{self, File};
+use crate::fs::seal::looks_sealed;
+use crate::fs::writer::{Writer, writer};
 use crate::open::resolved;
 use crate::progress::{Progress, Stage};
 use crate::revision::Revision;
@@ -137,12 +140,12 @@ impl Maker<'_> {
             files.push(self.document(name, bytes)?);
         }
         if let Some((name, bytes)) = &parts.data_disk {
-            let to = self.new_path(Utf8Path::new(name))?;
+            let to = self.new_path(name.as_path())?;
             let file = disk.create(&to, 0o600)?;
             disk.set_len(&file, &to, *bytes)?;
             self.give(&to)?;
             disk.fsync(&file, &to)?;
-            files.push(InstanceFile::written(name, true));
+            files.push(InstanceFile::made(name.clone(), true));
         }
         Ok(files)
     }
@@ -154,7 +157,7 @@ impl Maker<'_> {
         disk.write(&file, &to, bytes)?;
         self.give(&to)?;
         disk.fsync(&file, &to)?;
-        Ok(InstanceFile::written(name, false))
+        Ok(InstanceFile::document(name))
     }
 
     /// Gives a file or directory of the instance to its owner, if it has another one.
@@ -184,8 +187,9 @@ impl Maker<'_> {
     /// The store's own inode, or a second file where that can't be.
     fn read_only(&self, part: &Part, to: &Utf8Path, advance: Advance) -> Result<Strategy> {
         let disk = &self.core.disk;
-        // A hard link has one owner with the store's file, who could change it.
-        if self.options.owner.is_none() {
+        // A hard link has one owner with the store's file, who could change it; and of a file that was never sealed, whoever
+        // writes to ours would write to the template's.
+        if self.options.owner.is_none() && looks_sealed(&read::metadata(&part.source)?, part.size) {
             match disk.link(&part.source, to) {
                 Ok(()) => return Ok(Strategy::HardLink),
                 Err(error) if needs_copy(error.kind()) => {}
@@ -203,6 +207,7 @@ impl Maker<'_> {
             Reflink::Require => Fallback::Nothing,
         };
         let source = read::open(&part.source)?;
+        let before = unwritten(part, &source)?;
         let (file, how) = match disk.duplicate((&source, &part.source), to, fallback, advance) {
             Ok(made) => made,
             Err(error) if fallback == Fallback::Nothing && error.path == to => {
@@ -210,6 +215,9 @@ impl Maker<'_> {
             }
             Err(error) => return Err(error.into()),
         };
+        if unwritten(part, &source)? != before {
+            return Err(Error::ArtifactInUse { path: part.source.clone() });
+        }
         if !part.writable {
             disk.chmod_file(&file, to, SEALED_MODE)?;
         }
@@ -239,7 +247,7 @@ impl Maker<'_> {
         let store = (resolved(core.layout.root()), records::made_at(core)?);
         let mut record = InstanceRecord::new(revision.template(), revision.id(), store, core.now());
         (record.start, record.owner, record.files) = (self.options.start, self.options.owner, files);
-        record.files.push(InstanceFile::written(INSTANCE_JSON, false));
+        record.files.push(InstanceFile::document(INSTANCE_JSON));
         self.document(INSTANCE_JSON, &record.to_json())?;
         for dir in directories(&dir, &record.files) {
             self.give(&dir)?;
@@ -256,6 +264,18 @@ impl Maker<'_> {
             }
         }
     }
+}
+
+/// The size and time of a file that nobody has sealed; one that is open for writing is refused.
+fn unwritten(part: &Part, source: &File) -> Result<Option<(u64, SystemTime)>> {
+    if part.blake3.is_some() {
+        return Ok(None);
+    }
+    if writer(&part.source)? == Writer::Some {
+        return Err(Error::ArtifactInUse { path: part.source.clone() });
+    }
+    let state = source.metadata().and_then(|found| Ok((found.len(), found.modified()?)));
+    Ok(Some(state.at("read", &part.source)?))
 }
 
 fn is_taken(kind: io::ErrorKind) -> bool {

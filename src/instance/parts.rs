@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use super::place::Place;
 use super::{FC_JSON, INSTANCE_JSON, InstanceOptions, warm};
@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::format::{InstanceParts, Start, for_instance};
 use crate::fs::read;
 use crate::id::{ArtifactPath, Digest};
+use crate::open::resolved;
 use crate::options::Resources;
 use crate::revision::Revision;
 use crate::snapshot::Snapshot;
@@ -21,6 +22,7 @@ pub(super) struct Part {
     pub source: Utf8PathBuf,
     /// In bytes.
     pub size: u64,
+    /// `None` for a file that was never sealed.
     pub blake3: Option<Digest>,
     pub writable: bool,
 }
@@ -32,7 +34,7 @@ pub(super) struct Parts {
     /// What is written for this instance: names and bytes.
     pub documents: Vec<(&'static str, Vec<u8>)>,
     /// The name and size in bytes of an empty disk.
-    pub data_disk: Option<(String, u64)>,
+    pub data_disk: Option<(ArtifactPath, u64)>,
     /// The snapshot that they are of.
     pub snapshot: Option<Snapshot>,
 }
@@ -64,6 +66,9 @@ fn cold(revision: &Revision, place: &Place, options: &InstanceOptions) -> Result
     let base = revision.fc_base_config();
     let config =
         for_instance(&read::bytes(&base)?, &instance).map_err(|source| Error::Format { path: base.clone(), source })?;
+    for (id, path) in &config.of_host {
+        refuse_shared(revision, id, path)?;
+    }
     for part in &mut files {
         part.writable = part.name.as_str() == paths.rootfs || config.writable.contains(&part.name);
     }
@@ -96,21 +101,42 @@ fn artifacts(revision: &Revision) -> Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// Refuses a revision with an artifact in the place of what an instance adds.
+/// Refuses a file of the host to which each VM of the template would write. A device may be meant for all, and keeps them
+/// apart, or not, in ways of its own.
+fn refuse_shared(revision: &Revision, id: &str, path: &Utf8Path) -> Result<()> {
+    let root = resolved(revision.core().layout.root());
+    let problem = match read::canonical(path) {
+        Ok(real) if real.starts_with(&root) => "a file of the store, to which no VM may write",
+        Ok(real) if read::is_block_device(&real) => return Ok(()),
+        _ => "no block device, and every VM of the template would write to it",
+    };
+    Err(bad(
+        revision,
+        format!(
+            "its drive {id} is writable and is {path}, which is {problem}; publish the file with the revision and name it \
+             by a relative path, or make the drive read-only"
+        ),
+    ))
+}
+
+/// Refuses a revision with an artifact in the place of what an instance adds, and two files that would be one.
 pub(super) fn check_names(revision: &Revision, names: &BTreeSet<ArtifactPath>, added: &[&str]) -> Result<()> {
-    for &added in added.iter().chain(&[INSTANCE_JSON]) {
-        let clash = names.iter().find(|name| {
-            name.as_str() == added || name.as_path().starts_with(added) || added.starts_with(&format!("{name}/"))
-        });
-        if let Some(name) = clash {
-            return Err(Error::BadForInstance {
-                template: revision.template().clone(),
-                revision: revision.id().clone(),
-                problem: format!(
-                    "its artifact {name} has the name of a file that an instance adds; publish it under another"
-                ),
-            });
+    let clash = |name: &Utf8Path, other: &&str| name.starts_with(other) || Utf8Path::new(other).starts_with(name);
+    let added: Vec<&str> = added.iter().chain(&[INSTANCE_JSON]).copied().collect();
+    if let Some(name) = names.iter().find(|name| added.iter().any(|other| clash(name.as_path(), other))) {
+        let problem =
+            format!("its artifact {name} has the name of a file that an instance adds; publish it under another");
+        return Err(bad(revision, problem));
+    }
+    for (at, name) in added.iter().enumerate() {
+        if let Some(other) = added[at + 1..].iter().find(|other| clash(Utf8Path::new(name), other)) {
+            let problem = format!("its data disk would be in the place of {name} or {other}; name another file for it");
+            return Err(bad(revision, problem));
         }
     }
     Ok(())
+}
+
+pub(super) fn bad(revision: &Revision, problem: String) -> Error {
+    Error::BadForInstance { template: revision.template().clone(), revision: revision.id().clone(), problem }
 }

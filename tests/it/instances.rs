@@ -1,6 +1,7 @@
 //! Instances: private disks, everything else read-only, and nothing half at their place.
 
 mod beside;
+mod files;
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
