@@ -8,10 +8,10 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::parts::{Part, Parts, parts};
 use super::place::{HALF_DONE, Place, WHOLE};
-use super::{INSTANCE_JSON, Instance, InstanceOptions, Reflink, records};
+use super::{INSTANCE_JSON, Instance, InstanceOptions, Reflink, records, warm};
 use crate::core::Core;
 use crate::error::{At, Error, PathError, Result};
-use crate::format::{InstanceFile, InstanceRecord, Owner, SEALED_MODE, Strategy};
+use crate::format::{InstanceFile, InstanceRecord, Owner, SEALED_MODE, Start, Strategy};
 use crate::fs::atomic::{needs_copy, parent_of};
 use crate::fs::copy::Advance;
 use crate::fs::duplicate::{Duplicated, Fallback};
@@ -23,6 +23,7 @@ use crate::open::resolved;
 use crate::progress::{Progress, Stage};
 use crate::revision::Revision;
 use crate::seal::in_parallel;
+use crate::snapshot::Snapshot;
 
 pub(super) fn make(
     revision: &Revision,
@@ -40,46 +41,70 @@ pub(super) fn make(
     place.check_free()?;
     revision.check()?;
     loop {
-        let parts = parts(revision, &place, options)?;
-        check_space(core, &place, &parts, options)?;
-        place.sweep(core)?;
-        let maker = Maker { core, place: &place, options, staging: Staging::new(core, &place)? };
-        let bytes = parts.files.iter().filter(|part| part.writable).map(|part| part.size).fold(0, u64::saturating_add);
-        let files = in_parallel(Stage::Copying, bytes, progress, |advance| maker.fill(&parts, advance));
-        // Files of two snapshots are not of one moment.
-        if let Some(snapshot) = &parts.snapshot
+        let snapshot = match options.start {
+            Start::Boot => None,
+            Start::Snapshot => Some(warm::snapshot(revision)?),
+        };
+        let filled = fill(revision, snapshot.as_ref(), &place, options, progress);
+        // Another one may have taken its place. Then files are missing or of two moments, and nothing is damaged.
+        if let Some(snapshot) = &snapshot
             && !snapshot.is_there()?
         {
             continue;
         }
-        return maker.finish(revision, files?);
+        let (maker, files) = filled?;
+        return maker.finish(revision, files);
     }
+}
+
+/// Makes all files beside the place.
+fn fill<'a>(
+    revision: &'a Revision,
+    snapshot: Option<&Snapshot>,
+    place: &'a Place,
+    options: &'a InstanceOptions,
+    progress: &mut dyn Progress,
+) -> Result<(Maker<'a>, Vec<InstanceFile>)> {
+    let core = revision.core();
+    let parts = parts(revision, snapshot, place, options)?;
+    check_space(core, place, &parts, options)?;
+    place.sweep(core)?;
+    let maker = Maker { core, place, options, staging: Staging::new(core, place)? };
+    let bytes = parts.files.iter().filter(|part| part.writable).map(|part| part.size).fold(0, u64::saturating_add);
+    let files = in_parallel(Stage::Copying, bytes, progress, |advance| maker.fill(&parts, advance))?;
+    Ok((maker, files))
 }
 
 /// Says before anything is made that the files can't be given away.
 fn refuse_strangers(Owner { uid, gid }: Owner) -> Result<()> {
+    // To chown(2), the number stands for "as it is".
+    if [uid, gid].contains(&u32::MAX) {
+        return Err(Error::NotAnOwner { uid, gid });
+    }
     if read::user() == 0 || (uid, gid) == (read::user(), read::group()) {
         return Ok(());
     }
     Err(Error::CannotGive { uid, gid })
 }
 
-/// Refuses before the first byte what can't fit. Clones need no space, so nothing is foreseen where they may work.
+/// Refuses before the first byte what can't fit. Clones need no space, so nothing is foreseen where they work.
 fn check_space(core: &Core, place: &Place, parts: &Parts, options: &InstanceOptions) -> Result<()> {
-    if !place.is_near && options.reflink == Reflink::Require {
-        let reason = "it is on another file system than the store".to_owned();
-        return Err(Error::CannotClone { path: place.path.clone(), reason });
-    }
-    let is_copied = |part: &&Part| part.writable || !place.is_near || options.owner.is_some();
-    let mut needed = 0;
-    for part in parts.files.iter().filter(is_copied) {
-        needed += read::bytes_on_disk(&read::metadata(&part.source)?);
-    }
-    let available = read::available_space(&place.parent)?;
-    if needed <= available || place.is_near && core.disk.can_clone(&place.parent)? {
+    if options.reflink == Reflink::Require {
         return Ok(());
     }
-    Err(Error::NoSpace { path: place.path.clone(), needed, available })
+    let is_copied = |part: &&Part| part.writable || !place.is_near || options.owner.is_some();
+    let (mut needed, mut largest) = (0, None);
+    for part in parts.files.iter().filter(is_copied) {
+        let bytes = read::bytes_on_disk(&read::metadata(&part.source)?);
+        largest = largest.max(Some((bytes, &part.source)));
+        needed += bytes;
+    }
+    let available = read::available_space(&place.parent)?;
+    let Some((_, largest)) = largest.filter(|_| needed > available) else { return Ok(()) };
+    match core.disk.can_clone(&read::open(largest)?, &place.parent)? {
+        true => Ok(()),
+        false => Err(Error::NoSpace { path: place.path.clone(), needed, available }),
+    }
 }
 
 /// A directory beside the instance's place. Dropped, it is removed.

@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::place::Place;
 use super::{FC_JSON, INSTANCE_JSON, InstanceOptions, warm};
 use crate::error::{Error, Result};
-use crate::format::{InstanceParts, Start, for_instance};
+use crate::format::{InstanceParts, for_instance};
 use crate::fs::read;
 use crate::id::{ArtifactPath, Digest};
 use crate::open::resolved;
@@ -35,15 +35,18 @@ pub(super) struct Parts {
     pub documents: Vec<(&'static str, Vec<u8>)>,
     /// The name and size in bytes of an empty disk.
     pub data_disk: Option<(ArtifactPath, u64)>,
-    /// The snapshot that they are of.
-    pub snapshot: Option<Snapshot>,
 }
 
-/// The parts of what was asked for.
-pub(super) fn parts(revision: &Revision, place: &Place, options: &InstanceOptions) -> Result<Parts> {
-    match options.start {
-        Start::Boot => cold(revision, place, options),
-        Start::Snapshot => warm::parts(revision, place),
+/// The parts of what was asked for: of a snapshot, if there is one.
+pub(super) fn parts(
+    revision: &Revision,
+    snapshot: Option<&Snapshot>,
+    place: &Place,
+    options: &InstanceOptions,
+) -> Result<Parts> {
+    match snapshot {
+        None => cold(revision, place, options),
+        Some(snapshot) => warm::parts(revision, snapshot, place),
     }
 }
 
@@ -75,7 +78,7 @@ fn cold(revision: &Revision, place: &Place, options: &InstanceOptions) -> Result
     let data_disk = config.data_disk.map(|name| (name, u64::from(resources.data_disk_mib) << 20));
     let added: Vec<&str> = [FC_JSON].into_iter().chain(data_disk.as_ref().map(|(name, _)| name.as_str())).collect();
     check_names(revision, &names, &added)?;
-    Ok(Parts { files, documents: vec![(FC_JSON, config.bytes)], data_disk, snapshot: None })
+    Ok(Parts { files, documents: vec![(FC_JSON, config.bytes)], data_disk })
 }
 
 /// The files of the revision; of one that lists none, those that its record names.

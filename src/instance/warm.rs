@@ -18,23 +18,26 @@ use crate::snapshot::Snapshot;
 /// The body of Firecracker's `PUT /snapshot/load`.
 pub(crate) const LOAD_JSON: &str = "snapshot-load.json";
 
-/// The parts of the revision's snapshot, which may be replaced meanwhile: whoever uses them asks afterwards.
-pub(super) fn parts(revision: &Revision, place: &Place) -> Result<Parts> {
-    let Some(snapshot) = revision.snapshot()? else {
-        return Err(Error::NoSnapshot { template: revision.template().clone(), revision: revision.id().clone() });
-    };
+/// The revision's snapshot, which must have one.
+pub(super) fn snapshot(revision: &Revision) -> Result<Snapshot> {
+    let (template, id) = (revision.template().clone(), revision.id().clone());
+    revision.snapshot()?.ok_or(Error::NoSnapshot { template, revision: id })
+}
+
+/// The parts of a snapshot, which may be replaced meanwhile: whoever uses them asks afterwards, also after an error.
+pub(super) fn parts(revision: &Revision, snapshot: &Snapshot, place: &Place) -> Result<Parts> {
     let mut files = Vec::new();
     for name in [VMSTATE, MEM] {
-        files.push(part(&snapshot, name, name.parse()?, false)?);
+        files.push(part(snapshot, name, name.parse()?, false)?);
     }
     let known = revision.drives()?;
     for drive in &snapshot.record().drives {
         let of_it = known.iter().find(|known| known.id == drive.id);
         let name = name_of(revision, drive, of_it);
         let writable = of_it.is_none_or(|drive| !drive.is_read_only);
-        files.push(part(&snapshot, drive_path(&drive.id).as_str(), name, writable)?);
+        files.push(part(snapshot, drive_path(&drive.id).as_str(), name, writable)?);
     }
-    files.extend(read_only_drives(revision, &snapshot, &known)?);
+    files.extend(read_only_drives(revision, snapshot, &known)?);
     let mut names = BTreeSet::new();
     if let Some(twice) = files.iter().map(|part| &part.name).find(|name| !names.insert((*name).clone())) {
         let problem = format!("two files of its snapshot would be {twice}; attach it with other paths of its drives");
@@ -47,7 +50,7 @@ pub(super) fn parts(revision: &Revision, place: &Place) -> Result<Parts> {
         // The VM goes on when it was told where its disks are.
         "resume_vm": false,
     });
-    Ok(Parts { files, documents: vec![(LOAD_JSON, pretty(&load))], data_disk: None, snapshot: Some(snapshot) })
+    Ok(Parts { files, documents: vec![(LOAD_JSON, pretty(&load))], data_disk: None })
 }
 
 fn part(snapshot: &Snapshot, path: &str, name: ArtifactPath, writable: bool) -> Result<Part> {

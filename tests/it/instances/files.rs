@@ -2,9 +2,10 @@
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
 
 use camino::Utf8Path;
-use template_store::{ErrorKind, InstanceOptions, Revision, Store, Strategy};
+use template_store::{Error, ErrorKind, Instance, InstanceOptions, Owner, Reflink, Revision, Store, Strategy};
 
 use super::{config, strategy, with_image};
 use crate::support::{Place, assert_error, draft, image, inode, inputs, names};
@@ -145,4 +146,57 @@ fn a_data_disk_with_a_name_that_can_not_be_is_refused() {
         assert_error(refused, ErrorKind::Failed, &[problem]);
     }
     assert_eq!(names(&vms), [""; 0]);
+}
+
+#[test]
+fn no_user_has_the_largest_number() {
+    let place = Place::new();
+    let (_store, revision, vms) = with_image(&place);
+    for (uid, gid) in [(u32::MAX, 0), (0, u32::MAX)] {
+        let given = InstanceOptions::default().owner(Owner { uid, gid });
+        let refused = revision.instance_with(vms.join("1"), &given, &mut ());
+        assert_error(refused, ErrorKind::Invalid, &["4294967295 is not a user id"]);
+    }
+    let words = ["instance", "web", vms.join("1").as_str(), "--owner", "4294967295:0"].map(str::to_owned);
+    place.run(&words.each_ref().map(String::as_str)).with_code(2);
+    assert_eq!(names(&vms), [""; 0]);
+}
+
+/// Makes an instance that must share its blocks, and says how it went.
+fn required(revision: &Revision, dest: &Utf8Path) -> Result<Instance, Error> {
+    revision.instance_with(dest, &InstanceOptions::default().reflink(Reflink::Require), &mut ())
+}
+
+#[test]
+fn a_clone_is_tried_where_another_device_is_named() {
+    let place = Place::new();
+    let (_store, revision, vms) = with_image(&place);
+    let volume = vms.join("volume");
+    let made = Command::new("btrfs").args(["subvolume", "create", volume.as_str()]).output();
+    if !made.is_ok_and(|made| made.status.success()) {
+        println!("there is no btrfs here: not tried");
+        return;
+    }
+    assert_eq!(strategy(&required(&revision, &volume.join("1")).unwrap(), "rootfs.ext4"), Strategy::Reflink);
+    fs::remove_dir_all(volume).unwrap();
+}
+
+#[test]
+fn what_can_not_be_cloned_to_another_file_system_is_refused() {
+    let place = Place::new();
+    let (_store, revision, _vms) = with_image(&place);
+    let device = |path: &str| fs::metadata(path).map(|found| found.dev()).ok();
+    let other = ["/dev/shm", "/tmp", "/var/tmp"].into_iter().find(|dir| {
+        device(dir).is_some_and(|found| Some(found) != device(place.path().as_str()))
+            && tempfile::tempdir_in(dir).is_ok()
+    });
+    let Some(other) = other else {
+        println!("there is one file system only: not tried");
+        return;
+    };
+    let dir = tempfile::tempdir_in(other).unwrap();
+    let vms = Utf8Path::from_path(dir.path()).unwrap();
+    assert_error(required(&revision, &vms.join("1")), ErrorKind::Refused, &["clone", "--require-reflink"]);
+    assert_eq!(names(vms), [""; 0]);
+    assert_eq!(strategy(&revision.instance(vms.join("1")).unwrap(), "vmlinux"), Strategy::Copy { bytes: 128 << 10 });
 }
