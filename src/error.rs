@@ -354,17 +354,6 @@ pub enum Error {
         /// The mount point.
         path: Utf8PathBuf,
     },
-    /// Numbers that no user and no group have.
-    #[error(
-        "user {uid} and group {gid} can own no files: {} is not a user id or group id; name a smaller number",
-        u32::MAX
-    )]
-    NotAnOwner {
-        /// The user.
-        uid: u32,
-        /// The group.
-        gid: u32,
-    },
     /// This user may not give files away.
     #[error("only root can give files to user {uid} and group {gid}; run as root, or leave --owner out")]
     CannotGive {
@@ -451,7 +440,7 @@ impl Error {
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Error::InvalidName(_) | Error::NotAnOwner { .. } => ErrorKind::Invalid,
+            Error::InvalidName(_) => ErrorKind::Invalid,
             #[cfg(feature = "remote")]
             Error::Remote(error) => error.kind(),
             Error::NoStore { .. }

@@ -19,6 +19,7 @@ use crate::fs::lock::Flock;
 use crate::fs::read::{self, File};
 use crate::fs::seal::looks_sealed;
 use crate::fs::writer::{Writer, writer};
+use crate::id::InvalidName;
 use crate::open::resolved;
 use crate::progress::{Progress, Stage};
 use crate::revision::Revision;
@@ -77,9 +78,10 @@ fn fill<'a>(
 
 /// Says before anything is made that the files can't be given away.
 fn refuse_strangers(Owner { uid, gid }: Owner) -> Result<()> {
-    // To chown(2), the number stands for "as it is".
     if [uid, gid].contains(&u32::MAX) {
-        return Err(Error::NotAnOwner { uid, gid });
+        let problem = "to the system it stands for none";
+        let name = InvalidName::new("user id or group id", &u32::MAX.to_string(), problem, "use a smaller number");
+        return Err(name.into());
     }
     if read::user() == 0 || (uid, gid) == (read::user(), read::group()) {
         return Ok(());

@@ -4,8 +4,9 @@
 //! store is a leftover. Its text is the way from there to the instance: the file system of both may be mounted elsewhere
 //! the next time. Its name follows from the text, so that two who make an instance at one place make the same link.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
@@ -18,6 +19,7 @@ use crate::format::{InstanceRecord, StoreFormat, Strategy};
 use crate::fs::atomic::parent_of;
 use crate::fs::lock::{Flock, Mode, Patience};
 use crate::fs::read::{self, FileId};
+use crate::id::Digest;
 use crate::layout::Layout;
 use crate::open::resolved;
 
@@ -126,6 +128,27 @@ pub(crate) fn links(known: &[Known]) -> HashMap<FileId, u32> {
         *names.entry(file).or_default() += 1;
     }
     names
+}
+
+/// The bytes of files with these digests that instances have, and nothing else but `objects/`.
+pub(crate) fn held(core: &Core, digests: &HashSet<Digest>) -> Result<u64> {
+    let known = known(core)?;
+    let (names, mut seen, mut bytes) = (links(&known), HashSet::new(), 0);
+    for one in &known {
+        let What::Instance(record) = &one.what else { continue };
+        for file in record.files.iter().filter(|file| file.strategy == Strategy::HardLink) {
+            let Some(digest) = file.blake3.filter(|digest| digests.contains(digest)) else { continue };
+            let Ok(found) = read::metadata(&one.dir.join(file.path.as_path())) else { continue };
+            let id = FileId::of(&found);
+            let object = read::metadata_if_there(&core.layout.object(&digest))?;
+            let is_object = object.is_some_and(|object| FileId::of(&object) == id);
+            let others = u64::from(names.get(&id).copied().unwrap_or_default()) + u64::from(is_object);
+            if seen.insert(id) && found.nlink() <= others {
+                bytes += read::bytes_on_disk(&found);
+            }
+        }
+    }
+    Ok(bytes)
 }
 
 /// What a directory says it came from; `None` if it is no instance of this store. One that can't be read may be one.

@@ -179,7 +179,7 @@ pub fn remove_used(place: &Place) -> Did {
         Err(Error::RevisionNotFound { .. }) => Ok(()),
         held => {
             let _held = held.map_err(said)?;
-            store.remove(&id("web"), &revision("one"), Removal::Forced).map_err(said)
+            store.remove(&id("web"), &revision("one"), Removal::Forced).map(drop).map_err(said)
         }
     }
 }

@@ -8,7 +8,7 @@ use camino::Utf8Path;
 use template_store::{Error, ErrorKind, Instance, InstanceOptions, Owner, Reflink, Revision, Store, Strategy};
 
 use super::{config, strategy, with_image};
-use crate::support::{Place, assert_error, draft, image, inode, inputs, names};
+use crate::support::{Place, assert_error, draft, id, image, inode, inputs, names};
 
 /// Makes a revision one that mvm published: its files are as its builder left them, and nobody has listed them.
 fn unseal(revision: Revision, store: &Store) -> Revision {
@@ -155,7 +155,7 @@ fn no_user_has_the_largest_number() {
     for (uid, gid) in [(u32::MAX, 0), (0, u32::MAX)] {
         let given = InstanceOptions::default().owner(Owner { uid, gid });
         let refused = revision.instance_with(vms.join("1"), &given, &mut ());
-        assert_error(refused, ErrorKind::Invalid, &["4294967295 is not a user id"]);
+        assert_error(refused, ErrorKind::Invalid, &["4294967295", "not a valid user id"]);
     }
     let words = ["instance", "web", vms.join("1").as_str(), "--owner", "4294967295:0"].map(str::to_owned);
     place.run(&words.each_ref().map(String::as_str)).with_code(2);
@@ -199,4 +199,25 @@ fn what_can_not_be_cloned_to_another_file_system_is_refused() {
     assert_error(required(&revision, &vms.join("1")), ErrorKind::Refused, &["clone", "--require-reflink"]);
     assert_eq!(names(vms), [""; 0]);
     assert_eq!(strategy(&revision.instance(vms.join("1")).unwrap(), "vmlinux"), Strategy::Copy { bytes: 128 << 10 });
+}
+
+#[test]
+fn a_removal_says_what_instances_keep_of_what_it_removed() {
+    let place = Place::new();
+    let (store, first, vms) = with_image(&place);
+    let kernel = fs::metadata(first.kernel()).unwrap().blocks() * 512;
+    let config = fs::metadata(first.fc_base_config()).unwrap().blocks() * 512;
+    let vm = first.instance(vms.join("1")).unwrap();
+    first.instance(vms.join("2")).unwrap();
+    let (one, two) = (first.id().clone(), crate::support::build(&store, "web", &inputs("b"), "b").id().clone());
+    drop(first);
+    let target = format!("web@{one}");
+    let removed = place.done_when_free(&["rm", &target, "--json"]).json();
+    assert_eq!(removed, serde_json::json!({ "removed": target, "held_by_instances": kernel + config }));
+    assert!(vm.path().join("vmlinux").exists());
+    let revision = store.revision(&id("web"), &two).unwrap();
+    revision.instance(vms.join("3")).unwrap();
+    drop(revision);
+    let ran = place.done_when_free(&["rm", "web"]);
+    assert!(ran.out.contains("stay for instances that have links to them"), "{}", ran.out);
 }
