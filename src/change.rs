@@ -5,7 +5,7 @@ use crate::format::{Action, TemplateSpec};
 use crate::id::{RevisionId, TemplateId};
 use crate::options::{Expect, PublishOptions};
 use crate::publish::activate_existing;
-use crate::removal::{self, Removal};
+use crate::removal::{self, Removal, RemovalReport};
 use crate::revision::Revision;
 use crate::store::Store;
 use crate::{activation, template};
@@ -172,7 +172,7 @@ impl Store {
         Ok(revision)
     }
 
-    /// Removes a revision, and gives its blocks back if no other has them.
+    /// Removes a revision, and gives its blocks back if neither another nor an instance has them.
     ///
     /// A crash leaves it whole, or in the trash, from where a collection deletes it.
     ///
@@ -198,7 +198,7 @@ impl Store {
     /// store.remove(&web, &id, Removal::Unused)?;
     /// # Ok::<(), template_store::Error>(())
     /// ```
-    pub fn remove(&self, id: &TemplateId, revision: &RevisionId, how: Removal) -> Result<()> {
+    pub fn remove(&self, id: &TemplateId, revision: &RevisionId, how: Removal) -> Result<RemovalReport> {
         removal::remove_revision(&self.core, id, revision, how)
     }
 
@@ -224,7 +224,7 @@ impl Store {
     /// assert!(store.templates()?.is_empty());
     /// # Ok::<(), template_store::Error>(())
     /// ```
-    pub fn remove_template(&self, id: &TemplateId, how: Removal) -> Result<()> {
+    pub fn remove_template(&self, id: &TemplateId, how: Removal) -> Result<RemovalReport> {
         removal::remove_template(&self.core, id, how)
     }
 }

@@ -171,14 +171,14 @@ impl Core {
 
     /// A new private directory below `drafts/`, and the lock that says that somebody works in it.
     pub fn new_draft_dir(&self) -> Result<Flock> {
-        self.new_private_dir(&self.layout.drafts(), "")
+        self.new_private_dir(&self.layout.drafts(), "", 0o700)
     }
 
     /// A new directory that nobody else may look into, and the lock that says that somebody works in it. Its name begins
     /// with the prefix.
-    pub fn new_private_dir(&self, parent: &Utf8Path, prefix: &str) -> Result<Flock> {
+    pub fn new_private_dir(&self, parent: &Utf8Path, prefix: &str, mode: u32) -> Result<Flock> {
         loop {
-            let dir = match with_unique_name(parent, prefix, |path| self.disk.mkdir(path, 0o700)) {
+            let dir = match with_unique_name(parent, prefix, |path| self.disk.mkdir(path, mode)) {
                 // Somebody cleaned up too well.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     self.disk.ensure_dir(parent)?;

@@ -340,6 +340,20 @@ pub enum Error {
         /// The disk.
         path: Utf8PathBuf,
     },
+    /// Somebody writes to a file of a revision that this store neither published nor adopted.
+    #[error(
+        "{path} is open for writing, so a copy would be of no one moment; stop the VM that writes to it, and try again (`template-store adopt` seals the revision then)"
+    )]
+    ArtifactInUse {
+        /// The file.
+        path: Utf8PathBuf,
+    },
+    /// Something is mounted in an instance that is to be removed.
+    #[error("something is mounted at {path}, in an instance that is to be removed; unmount it first (`umount {path}`)")]
+    InstanceHasMount {
+        /// The mount point.
+        path: Utf8PathBuf,
+    },
     /// This user may not give files away.
     #[error("only root can give files to user {uid} and group {gid}; run as root, or leave --owner out")]
     CannotGive {
@@ -461,6 +475,8 @@ impl Error {
             | Error::CannotClone { .. }
             | Error::NotAnInstance { .. }
             | Error::InstanceInUse { .. }
+            | Error::InstanceHasMount { .. }
+            | Error::ArtifactInUse { .. }
             | Error::Pinned { .. }
             | Error::PinExists { .. }
             | Error::IsCurrent { .. } => ErrorKind::Refused,

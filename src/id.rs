@@ -24,7 +24,7 @@ pub struct InvalidName {
 }
 
 impl InvalidName {
-    fn new(kind: &'static str, value: &str, problem: impl Into<String>, rule: &'static str) -> Self {
+    pub(crate) fn new(kind: &'static str, value: &str, problem: impl Into<String>, rule: &'static str) -> Self {
         let value = value.chars().take(160).collect();
         InvalidName { kind, value, problem: problem.into(), rule }
     }

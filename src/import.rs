@@ -99,7 +99,7 @@ fn copied(
 ) -> Result<Work> {
     let survey = Survey::read_only(dir, &options.seal)?;
     let mut work = Work::in_dir(core, DraftDir::new(core)?, purpose);
-    check_space(core, dir, &work, &survey)?;
+    check_space(core, &work, &survey)?;
     for inner in survey.dirs.iter().rev().skip(1) {
         let relative = inner.strip_prefix(dir).expect("a walk stays below its root");
         core.disk.mkdir(&work.path().join(relative), 0o700)?;
@@ -145,15 +145,17 @@ fn heal_what_is_there(work: &mut Work, dir: &Utf8Path, options: &ImportOptions) 
     Ok(())
 }
 
-/// Refuses before the first byte what can't fit. Clones need no space, so nothing is foreseen where they may work.
-fn check_space(core: &Core, dir: &Utf8Path, work: &Work, survey: &Survey) -> Result<()> {
-    let one_file_system = FileId::of(&read::metadata(dir)?).same_file_system(FileId::of(&read::metadata(work.path())?));
-    let needed: u64 = survey.files.iter().map(|(_, entry)| entry.metadata.blocks() * 512).sum();
+/// Refuses before the first byte what can't fit. Clones need no space, so nothing is foreseen where they work.
+fn check_space(core: &Core, work: &Work, survey: &Survey) -> Result<()> {
+    let blocks = |entry: &Entry| read::bytes_on_disk(&entry.metadata);
+    let needed: u64 = survey.files.iter().map(|(_, entry)| blocks(entry)).sum();
     let available = read::available_space(work.path())?;
-    if needed <= available || one_file_system && core.disk.can_clone(work.path())? {
-        return Ok(());
+    let largest = survey.files.iter().map(|(_, entry)| entry).max_by_key(|entry| blocks(entry));
+    let Some(largest) = largest.filter(|_| needed > available) else { return Ok(()) };
+    match core.disk.can_clone(&read::open(&largest.path)?, work.path())? {
+        true => Ok(()),
+        false => Err(Error::NoSpace { path: core.layout.root().to_owned(), needed, available }),
     }
-    Err(Error::NoSpace { path: core.layout.root().to_owned(), needed, available })
 }
 
 /// Takes the directory itself as the draft. It stays where it is until the one rename that publishes it, and no

@@ -153,7 +153,7 @@ pub use remote::{
     RemoteError, RemoteFinding, RemoteReport, RemoteRevision, RemoteSettings, RemoteTemplate, SendFiles, Shared,
     WithSnapshot,
 };
-pub use removal::Removal;
+pub use removal::{Removal, RemovalReport};
 pub use revision::Revision;
 pub use sealed::{Published, Sealed};
 pub use snapshot::{Host, Incompatibility, Snapshot, SnapshotFiles, SnapshotOptions};

@@ -127,9 +127,9 @@ fn configuration(bytes: &[u8]) {
     };
     if let Ok(config) = for_instance(bytes, &parts) {
         assert!(config.writable.is_subset(&artifacts));
-        let inside =
-            |name: &String| Utf8Path::new(name).components().all(|part| matches!(part, Utf8Component::Normal(_)));
-        assert!(config.data_disk.iter().all(inside), "{:?}", config.data_disk);
+        assert!(config.data_disk.iter().all(|disk| !artifacts.contains(disk)), "{:?}", config.data_disk);
+        let outside = |path: &Utf8Path| path.is_absolute();
+        assert!(config.of_host.iter().all(|(_, path)| outside(path)), "{:?}", config.of_host);
     }
 }
 

@@ -7,10 +7,11 @@ use crate::activation;
 use crate::core::Core;
 use crate::damage;
 use crate::error::{Error, Result};
-use crate::format::Action;
+use crate::format::{Action, RevisionRecord};
 use crate::fs::lock::{BackOff, FORK_TIME, Flock, Mode, Patience};
 use crate::fs::read;
-use crate::id::{CacheKey, RevisionId, TemplateId};
+use crate::id::{CacheKey, Digest, RevisionId, TemplateId};
+use crate::instance;
 use crate::inventory;
 use crate::keys;
 use crate::leases;
@@ -30,8 +31,29 @@ pub enum Removal {
     Forced,
 }
 
+/// What became of something that was removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RemovalReport {
+    /// Bytes that stay on the disk because instances have links to them, and nothing else does. They go with those.
+    pub held_by_instances: u64,
+}
+
+impl RemovalReport {
+    /// Of files with these digests. What can't be looked at is not counted: the removal is done.
+    fn of(core: &Core, digests: &HashSet<Digest>) -> RemovalReport {
+        let held = if digests.is_empty() { Ok(0) } else { instance::held(core, digests) };
+        RemovalReport { held_by_instances: held.unwrap_or_default() }
+    }
+}
+
 /// Removes one revision.
-pub(crate) fn remove_revision(core: &Arc<Core>, id: &TemplateId, revision: &RevisionId, how: Removal) -> Result<()> {
+pub(crate) fn remove_revision(
+    core: &Arc<Core>,
+    id: &TemplateId,
+    revision: &RevisionId,
+    how: Removal,
+) -> Result<RemovalReport> {
     let _change = core.begin_change()?;
     let lock = template::lock(core, id)?;
     let dir = core.layout.revision(id, revision);
@@ -48,6 +70,7 @@ pub(crate) fn remove_revision(core: &Arc<Core>, id: &TemplateId, revision: &Revi
     activation::settle(core, id)?;
     pins::settle(core)?;
     let record = read::bytes_if_there(&core.layout.revision_json(id, revision)).ok().flatten().unwrap_or_default();
+    let digests = digests(&record).collect();
     let mut grave = Grave::dig(core)?;
     let release = Release::of(&record);
     let heirs = heirs(core, id, &release)?;
@@ -56,7 +79,13 @@ pub(crate) fn remove_revision(core: &Arc<Core>, id: &TemplateId, revision: &Revi
     damage::clear(core, id, revision)?;
     grave.empty(&heirs)?;
     reserve::restore(core);
-    Ok(())
+    Ok(RemovalReport::of(core, &digests))
+}
+
+/// What a `revision.json` says that its files hold; nothing, if it can't be read.
+fn digests(record: &[u8]) -> impl Iterator<Item = Digest> + use<> {
+    let contents = RevisionRecord::from_json(record).ok().and_then(|record| record.contents);
+    contents.into_iter().flatten().map(|content| content.blake3)
 }
 
 /// The template's other revisions that have a key of one that is removed. Those of other templates have hints of their own.
@@ -70,11 +99,13 @@ fn heirs(core: &Core, id: &TemplateId, release: &Release) -> Result<Heirs> {
 }
 
 /// Removes a template with all its revisions.
-pub(crate) fn remove_template(core: &Arc<Core>, id: &TemplateId, how: Removal) -> Result<()> {
+pub(crate) fn remove_template(core: &Arc<Core>, id: &TemplateId, how: Removal) -> Result<RemovalReport> {
     let _change = core.begin_change()?;
     let _lock = template::lock(core, id)?;
-    let mut leases = Vec::new();
+    let (mut leases, mut held) = (Vec::new(), HashSet::new());
     for revision in inventory::revisions_of(core, id)? {
+        let record = read::bytes_if_there(&core.layout.revision_json(id, &revision)).ok().flatten();
+        held.extend(digests(&record.unwrap_or_default()));
         leases.push(exclusive(core, id, &revision, how)?);
         pins::refuse_if_kept(core, id, &revision)?;
     }
@@ -88,7 +119,7 @@ pub(crate) fn remove_template(core: &Arc<Core>, id: &TemplateId, how: Removal) -
     }
     grave.empty(&Heirs::new())?;
     reserve::restore(core);
-    Ok(())
+    Ok(RemovalReport::of(core, &held))
 }
 
 /// Takes a revision from those who could use it.

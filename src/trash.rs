@@ -57,7 +57,7 @@ pub(crate) struct Grave<'a> {
 
 impl<'a> Grave<'a> {
     pub fn dig(core: &'a Core) -> Result<Grave<'a>> {
-        Ok(Grave { core, lock: core.new_private_dir(&core.layout.trash(), "")?, revisions: Vec::new() })
+        Ok(Grave { core, lock: core.new_private_dir(&core.layout.trash(), "", 0o700)?, revisions: Vec::new() })
     }
 
     /// Moves a revision out of sight. The caller holds the template's lock, and makes it durable.

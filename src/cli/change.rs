@@ -6,7 +6,7 @@ use template_store::{Applied, Durability, Error, Removal, Store, TemplateConfig,
 
 use super::args::{Activate, Create, DurabilityArg, Init, Target};
 use super::build::expect;
-use super::output::revision_json;
+use super::output::{revision_json, size};
 use super::{Failure, Result, Session, Status, input};
 
 pub(crate) fn init(session: &Session, args: &Init) -> Result {
@@ -69,17 +69,18 @@ pub(crate) fn remove(session: &Session, target: &Target, force: bool) -> Result 
     let store = session.open()?;
     let how = if force { Removal::Forced } else { Removal::Unused };
     let Target { template, revision } = target;
-    let name = match revision {
-        Some(revision) => {
-            store.remove(template, revision, how)?;
-            format!("{template}@{revision}")
-        }
-        None => {
-            store.remove_template(template, how)?;
-            template.to_string()
-        }
+    let (name, report) = match revision {
+        Some(revision) => (format!("{template}@{revision}"), store.remove(template, revision, how)?),
+        None => (template.to_string(), store.remove_template(template, how)?),
     };
-    session.output.result(|| json!({ "removed": name }), || format!("removed {name}"));
+    let text = || match report.held_by_instances {
+        0 => format!("removed {name}"),
+        bytes => format!(
+            "removed {name}\n{} stay for instances that have links to them (`template-store instance list`)",
+            size(bytes)
+        ),
+    };
+    session.output.result(|| json!({ "removed": name, "held_by_instances": report.held_by_instances }), text);
     Ok(Status::Done)
 }
 

@@ -1,7 +1,9 @@
 //! `snapshot`: attaching, showing and checking what a VM goes on from.
 
 use serde_json::{Value, json};
-use template_store::{Error, Host, Platform, Revision, Snapshot, SnapshotFiles, SnapshotOptions, TemplateKind};
+use template_store::{
+    Error, Host, Incompatibility, Platform, Revision, Snapshot, SnapshotFiles, SnapshotOptions, TemplateKind,
+};
 
 use super::args::{AttachSnapshot, HostArgs, Snapshot as SnapshotArgs, Target};
 use super::output::{shown, size, table};
@@ -120,14 +122,19 @@ fn text(snapshot: &Snapshot) -> String {
 fn check(session: &Session, target: &Target, args: &HostArgs) -> Result {
     let store = session.open()?;
     let revision = revision(&store, target)?;
-    let snapshot = of(&revision)?;
     let mut host = Host::for_revision(&revision)?;
     host.vcpus = args.vcpus.or(host.vcpus);
     host.mem_mib = args.mem_mib.or(host.mem_mib);
     host.boot_args = args.boot_args.clone().or(host.boot_args);
     host.platform = args.platform(host.platform);
     host.drive_paths = args.drive_paths.iter().cloned().collect();
-    let reasons = snapshot.compatible_with(&host);
+    let replaced = |reason: &Incompatibility| matches!(reason, Incompatibility::Replaced { .. });
+    let reasons = loop {
+        let reasons = of(&revision)?.compatible_with(&host);
+        if !reasons.iter().any(replaced) {
+            break reasons;
+        }
+    };
     let document = || {
         let reasons = reasons.iter().map(|reason| {
             let mut document = json!(reason);

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use camino::Utf8Path;
+use camino::{Utf8Component, Utf8Path};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -21,6 +21,10 @@ pub(crate) struct FcDrive {
     pub is_read_only: bool,
     /// Another process has its file (`socket`, vhost-user).
     pub is_served: bool,
+    /// It is one of `pmem`.
+    pub is_memory: bool,
+    /// It is the data disk, which is made with the instance.
+    pub is_data: bool,
 }
 
 impl FcDrive {
@@ -33,7 +37,8 @@ impl FcDrive {
     /// A writable drive that no configuration names.
     fn unnamed(id: &str, is_root: bool) -> FcDrive {
         let id = id.parse().expect("it is a valid drive id");
-        FcDrive { id, path_on_host: None, is_root, is_read_only: false, is_served: false }
+        let (is_read_only, is_served, is_memory, is_data) = (false, false, false, false);
+        FcDrive { id, path_on_host: None, is_root, is_read_only, is_served, is_memory, is_data }
     }
 }
 
@@ -62,13 +67,14 @@ pub(crate) fn drives(bytes: &[u8]) -> Result<Vec<FcDrive>, FormatError> {
     }
     let config: Config = super::plain(WHAT, bytes)?;
     let (mut drives, mut known) = (Vec::new(), HashSet::new());
-    for drive in config.drives.into_iter().chain(config.pmem) {
+    let of_memory = config.pmem.into_iter().map(|drive| (drive, true));
+    for (drive, is_memory) in config.drives.into_iter().map(|drive| (drive, false)).chain(of_memory) {
         let Drive { drive_id: id, path_on_host, is_root_device: is_root, is_read_only, socket } = drive;
         if !known.insert(id.clone()) {
             return Err(FormatError::invalid(WHAT, format!("it names drive {id} twice")));
         }
         let (is_read_only, is_served) = (is_read_only.unwrap_or(false), socket.is_some());
-        drives.push(FcDrive { id, path_on_host, is_root, is_read_only, is_served });
+        drives.push(FcDrive { id, path_on_host, is_root, is_read_only, is_served, is_memory, is_data: false });
     }
     Ok(drives)
 }
@@ -76,27 +82,55 @@ pub(crate) fn drives(bytes: &[u8]) -> Result<Vec<FcDrive>, FormatError> {
 /// All drives of a VM with this configuration and this data disk.
 ///
 /// There is a root drive always, `rootfs` if the configuration names none; and a data disk, if there is to be one: the
-/// drive whose relative path is no artifact, else `data`.
+/// drive whose relative path is no artifact, else `data`. What is added has a number after its id if that is taken.
 pub(crate) fn vm_drives(
     bytes: &[u8],
     data_disk_mib: u32,
     is_artifact: impl Fn(&Utf8Path) -> bool,
 ) -> Result<Vec<FcDrive>, FormatError> {
     let mut drives = drives(bytes)?;
+    let free =
+        |wanted: &str, drives: &[FcDrive]| free_id(wanted, |id| drives.iter().any(|drive| drive.id.as_str() == id));
     if !drives.iter().any(|drive| drive.is_root) {
-        match drives.iter_mut().find(|drive| drive.id.as_str() == "rootfs") {
+        match drives.iter_mut().find(|drive| drive.id.as_str() == "rootfs" && !drive.is_memory) {
             Some(drive) => drive.is_root = true,
-            None => drives.insert(0, FcDrive::unnamed("rootfs", true)),
+            None => drives.insert(0, FcDrive::unnamed(&free("rootfs", &drives), true)),
         }
     }
-    let is_data = |drive: &FcDrive| {
-        let path = drive.path_on_host.as_deref().map(Utf8Path::new).filter(|path| path.is_relative());
-        !drive.is_root && path.is_some_and(|path| !is_artifact(path.strip_prefix("./").unwrap_or(path)))
-    };
-    if data_disk_mib > 0 && !drives.iter().any(|drive| is_data(drive) || drive.id.as_str() == "data") {
-        drives.push(FcDrive::unnamed("data", false));
+    if data_disk_mib > 0 {
+        let is_data = |drive: &FcDrive| {
+            let name = drive.path_on_host.as_deref().and_then(below);
+            !drive.is_root && !drive.is_served && name.is_some_and(|name| !is_artifact(Utf8Path::new(&name)))
+        };
+        match drives.iter_mut().find(|drive| is_data(drive)) {
+            Some(drive) => drive.is_data = true,
+            None => {
+                let id = free("data", &drives);
+                drives.push(FcDrive { is_data: true, ..FcDrive::unnamed(&id, false) });
+            }
+        }
     }
     Ok(drives)
+}
+
+/// The id that is wanted, or the first with a number that is free. Firecracker takes letters, digits and `_` only.
+pub(super) fn free_id(wanted: &str, is_taken: impl Fn(&str) -> bool) -> String {
+    let numbered = (2u32..).map(|number| format!("{wanted}_{number}"));
+    let mut ids = std::iter::once(wanted.to_owned()).chain(numbered);
+    ids.find(|id| !is_taken(id)).expect("a configuration names fewer drives than there are numbers")
+}
+
+/// A relative path without its `.`; `None` of one that is absolute or empty, or that leads out.
+pub(super) fn below(path: &str) -> Option<String> {
+    let mut name: Vec<&str> = Vec::new();
+    for part in Utf8Path::new(path).components() {
+        match part {
+            Utf8Component::CurDir => {}
+            Utf8Component::Normal(part) => name.push(part),
+            _ => return None,
+        }
+    }
+    (!path.is_empty()).then(|| name.join("/"))
 }
 
 /// The kernel's command line that a configuration names; empty if it names none (`PUT /boot-source`).

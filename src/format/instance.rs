@@ -43,9 +43,14 @@ pub struct InstanceFile {
 }
 
 impl InstanceFile {
-    pub(crate) fn written(path: &str, writable: bool) -> InstanceFile {
-        let path = path.parse().expect("the names that instances use are valid");
+    /// A file that was made for the instance.
+    pub(crate) fn made(path: ArtifactPath, writable: bool) -> InstanceFile {
         InstanceFile { path, strategy: Strategy::Written, writable, blake3: None }
+    }
+
+    /// A document that the store made; its name is one of the store's own.
+    pub(crate) fn document(name: &str) -> InstanceFile {
+        InstanceFile::made(name.parse().expect("the store's own names are valid"), false)
     }
 }
 
@@ -139,7 +144,7 @@ mod tests {
         let (web, one) = ("web".parse().unwrap(), "r1".parse().unwrap());
         let mut record = InstanceRecord::new(&web, &one, ("/store".into(), now), now);
         record.owner = Some(Owner { uid: 1, gid: 2 });
-        record.files.push(InstanceFile::written("fc.json", false));
+        record.files.push(InstanceFile::document("fc.json"));
         let copy = Strategy::Copy { bytes: 4096 };
         record.files.push(InstanceFile {
             path: "rootfs.ext4".parse().unwrap(),

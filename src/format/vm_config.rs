@@ -4,9 +4,10 @@
 
 use std::collections::BTreeSet;
 
-use camino::{Utf8Component, Utf8Path};
+use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Map, Value, json};
 
+use super::fc::{below, free_id};
 use super::{FormatError, pretty};
 use crate::id::ArtifactPath;
 use crate::options::Resources;
@@ -30,7 +31,9 @@ pub(crate) struct InstanceConfig {
     /// The artifacts that the VM may write to.
     pub writable: BTreeSet<ArtifactPath>,
     /// Where its data disk lies below the directory, if it has one.
-    pub data_disk: Option<String>,
+    pub data_disk: Option<ArtifactPath>,
+    /// What the VM may write to and is not the instance's: the drive's id, and the absolute path.
+    pub of_host: Vec<(String, Utf8PathBuf)>,
 }
 
 /// The data disk of a configuration that names none.
@@ -58,17 +61,20 @@ pub(crate) fn for_instance(base: &[u8], parts: &InstanceParts) -> Result<Instanc
     if let Some(path) = config.get_mut("cpu-config") {
         absolute(path, parts.dir)?;
     }
-    let mut found = Found { writable: BTreeSet::new(), data_disk: None };
+    let mut found = Found::default();
     drives(config, parts, &mut found)?;
     let machine = json!({ "vcpu_count": parts.resources.vcpus, "mem_size_mib": parts.resources.mem_mib });
     config.entry("machine-config").or_insert(machine);
-    Ok(InstanceConfig { bytes: pretty(config), writable: found.writable, data_disk: found.data_disk })
+    let Found { writable, data_disk, of_host } = found;
+    Ok(InstanceConfig { bytes: pretty(config), writable, data_disk, of_host })
 }
 
 /// What the drives say.
+#[derive(Default)]
 struct Found {
     writable: BTreeSet<ArtifactPath>,
-    data_disk: Option<String>,
+    data_disk: Option<ArtifactPath>,
+    of_host: Vec<(String, Utf8PathBuf)>,
 }
 
 fn invalid(reason: impl ToString) -> FormatError {
@@ -129,23 +135,31 @@ fn drives(config: &mut Map<String, Value>, parts: &InstanceParts, found: &mut Fo
             one_drive(device, devices, parts, found)?;
         }
     }
-    let mut add = |at: usize, drive: Value| match config[DRIVES.section].as_array_mut() {
-        Some(drives) => drives.insert(at.min(drives.len()), drive),
-        None => unreachable!("it was looked through above"),
-    };
-    let drive = |id: &str, file: &str, root: bool| {
-        json!({
-            "drive_id": id, "path_on_host": parts.dir.join(file), "is_root_device": root, "is_read_only": false
-        })
-    };
     if !has_root {
-        add(0, drive("rootfs", parts.rootfs, true));
+        add(config, 0, "rootfs", (&parts.dir.join(parts.rootfs), true));
     }
     if parts.resources.data_disk_mib > 0 && found.data_disk.is_none() {
-        add(usize::MAX, drive("data", DATA_DISK, false));
-        found.data_disk = Some(DATA_DISK.to_owned());
+        add(config, usize::MAX, "data", (&parts.dir.join(DATA_DISK), false));
+        found.data_disk = Some(DATA_DISK.parse().expect("it is a name"));
     }
     Ok(())
+}
+
+/// Adds a drive that the VM writes to, under an id that no other one has.
+fn add(config: &mut Map<String, Value>, at: usize, id: &str, (path, is_root): (&Utf8Path, bool)) {
+    let is_taken = |id: &str| {
+        let has = |devices: &Devices| {
+            let list = config.get(devices.section).and_then(Value::as_array);
+            list.into_iter().flatten().any(|device| device[devices.id] == id)
+        };
+        has(&DRIVES) || has(&PMEM)
+    };
+    let id = free_id(id, is_taken);
+    let drive = json!({ "drive_id": id, "path_on_host": path, "is_root_device": is_root, "is_read_only": false });
+    match config[DRIVES.section].as_array_mut() {
+        Some(drives) => drives.insert(at.min(drives.len()), drive),
+        None => unreachable!("it was looked through before"),
+    }
 }
 
 fn one_drive(
@@ -166,7 +180,12 @@ fn one_drive(
     let id = drive.get(devices.id).and_then(Value::as_str).unwrap_or("without an id").to_owned();
     let read_only = is(drive, devices.read_only);
     let Some(path) = drive.get_mut("path_on_host") else { return Ok(()) };
-    let Some(name) = absolute(path, parts.dir)? else { return Ok(()) };
+    let Some(name) = absolute(path, parts.dir)? else {
+        if let Some(of_host) = path.as_str().filter(|path| !path.is_empty() && !read_only) {
+            found.of_host.push((id, of_host.into()));
+        }
+        return Ok(());
+    };
     match name.parse().ok().filter(|name| parts.artifacts.contains(name)) {
         Some(artifact) if !read_only => drop(found.writable.insert(artifact)),
         Some(_) => {}
@@ -181,7 +200,10 @@ fn one_drive(
                 "drive {id} is the file {name}, which the revision does not have; publish it"
             )));
         }
-        None => found.data_disk = Some(name),
+        None => {
+            let disk = name.parse().map_err(|error| invalid(format!("drive {id} can't be the data disk: {error}")))?;
+            found.data_disk = Some(disk);
+        }
     }
     Ok(())
 }
@@ -192,15 +214,7 @@ fn absolute(path: &mut Value, dir: &Utf8Path) -> Result<Option<String>, FormatEr
     if Utf8Path::new(text).is_absolute() {
         return Ok(None);
     }
-    let mut name: Vec<&str> = Vec::new();
-    for part in Utf8Path::new(text).components() {
-        match part {
-            Utf8Component::CurDir => {}
-            Utf8Component::Normal(part) => name.push(part),
-            _ => return Err(invalid(format!("the path {text:?} leads out of the revision"))),
-        }
-    }
-    let name = name.join("/");
+    let name = below(text).ok_or_else(|| invalid(format!("the path {text:?} leads out of the revision")))?;
     *path = dir.join(&name).as_str().into();
     Ok(Some(name))
 }
@@ -277,11 +291,35 @@ mod tests {
     #[test]
     fn a_drive_without_an_artifact_is_the_data_disk() {
         let base = r#"{ "drives": [{ "drive_id": "d", "path_on_host": "disks/d.img" }] }"#;
-        assert_eq!(config(base, 64).unwrap().1.data_disk.as_deref(), Some("disks/d.img"));
-        assert_eq!(config("{}", 64).unwrap().1.data_disk.as_deref(), Some(DATA_DISK));
+        assert_eq!(config(base, 64).unwrap().1.data_disk, Some("disks/d.img".parse().unwrap()));
+        assert_eq!(config("{}", 64).unwrap().1.data_disk, Some(DATA_DISK.parse().unwrap()));
         assert!(config(base, 0).unwrap_err().to_string().contains("disks/d.img"));
         let two = r#"{ "drives": [{ "path_on_host": "a" }, { "drive_id": "b", "path_on_host": "b" }] }"#;
         assert!(config(two, 64).unwrap_err().to_string().contains("drive b"));
+    }
+
+    #[test]
+    fn a_data_disk_has_a_name_that_a_file_of_an_instance_can_have() {
+        for bad in ["snapshot/data.img", "revision.json", "a\\u0007b", "."] {
+            let base = format!(r#"{{ "drives": [{{ "drive_id": "d", "path_on_host": "{bad}" }}] }}"#);
+            let error = config(&base, 64).unwrap_err().to_string();
+            assert!(error.contains("drive d can't be the data disk"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_added_has_an_id_of_its_own() {
+        let base = r#"{ "drives": [
+            { "drive_id": "data", "path_on_host": "usr.img" }, { "drive_id": "data_2", "path_on_host": "/dev/x" }
+        ], "pmem": [{ "id": "rootfs", "path_on_host": "vmlinux", "read_only": true }] }"#;
+        let (json, config) = config(base, 64).unwrap();
+        let ids: Vec<_> = json["drives"].as_array().unwrap().iter().map(|drive| &drive["drive_id"]).collect();
+        assert_eq!(ids, ["rootfs_2", "data", "data_2", "data_3"]);
+        let known =
+            super::super::vm_drives(base.as_bytes(), 64, |path| ["usr.img", "vmlinux"].contains(&path.as_str()));
+        let known: Vec<_> = known.unwrap().into_iter().map(|drive| drive.id.to_string()).collect();
+        assert_eq!(known, ["rootfs_2", "data", "data_2", "rootfs", "data_3"]);
+        assert_eq!(config.of_host, [("data_2".to_owned(), "/dev/x".into())]);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Whether a path still names what it named.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::os::fd::AsFd;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{Mode, OFlags};
 
-use super::Result;
 use super::read::{FileId, if_there, metadata_if_there};
+use super::{Result, reach};
 use crate::error::At;
 
 /// What a path named when it was looked at: a directory, a file or a link.
@@ -41,6 +42,12 @@ impl Handle {
     pub fn still_named(&self) -> Result<bool> {
         let ours = self.id()?;
         Ok(metadata_if_there(&self.path)?.is_some_and(|named| FileId::of(&named) == ours))
+    }
+
+    /// What is below it, whatever names it by now; `None` if there is nothing.
+    pub fn metadata_below(&self, below: &Utf8Path) -> Result<Option<Metadata>> {
+        let opened = reach::open_from(self.inode.as_fd(), below.as_std_path(), OFlags::PATH, 0);
+        if_there(opened.and_then(|found| found.metadata()).at("read", &self.path.join(below)))
     }
 
     fn id(&self) -> Result<FileId> {

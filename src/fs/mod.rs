@@ -12,6 +12,7 @@ pub(crate) mod handle;
 pub(crate) mod holes;
 mod ioctl;
 pub(crate) mod lock;
+pub(crate) mod mounts;
 mod op;
 mod parts;
 pub(crate) mod process;

@@ -47,6 +47,19 @@ pub(super) fn open_from(dir: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: u
     }
 }
 
+/// Opens a directory of an open one, to read what is in it; what is mounted over it is refused with `EXDEV`.
+pub(super) fn open_in_one_mount(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+    if !knows_how() {
+        let opened = open_from(dir, Path::new(name), DIRECTORY, 0)?;
+        return if super::mounts::is_one(&dir, &opened)? { Ok(opened) } else { Err(Errno::XDEV.into()) };
+    }
+    let flags = DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat2(dir, name, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV) {
+        Err(Errno::LOOP) => Err(Errno::NOTDIR.into()),
+        opened => Ok(opened?.into()),
+    }
+}
+
 /// Whether the kernel, and whoever filters its calls, can do all in one.
 fn knows_how() -> bool {
     static KNOWS_HOW: OnceLock<bool> = OnceLock::new();

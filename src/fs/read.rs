@@ -319,6 +319,12 @@ pub(crate) fn place(base: &Utf8Path, relative: &Utf8Path) -> Result<Place> {
     Ok(Place::At(metadata(base)?))
 }
 
+/// Whether a path leads to a block device.
+pub(crate) fn is_block_device(path: &Utf8Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
+}
+
 /// What something is, for people.
 pub(crate) fn describe(path: &Utf8Path, metadata: &Metadata) -> String {
     use std::os::unix::fs::FileTypeExt;

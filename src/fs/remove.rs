@@ -14,7 +14,7 @@ use camino::Utf8Path;
 use rustix::fs::{AtFlags, FileType, RawDir, RenameFlags, Stat};
 use rustix::io::Errno;
 
-use super::read::bytes_on_disk;
+use super::read::{FileId, bytes_on_disk};
 use super::walk::is_dots;
 use super::{Disk, Op, Result, lossy, reach};
 use crate::error::At;
@@ -56,14 +56,22 @@ impl AddAssign for Removed {
 
 impl Disk {
     /// Deletes a directory and all below it; links are deleted, never followed, whatever somebody swaps meanwhile. What
-    /// somebody else deletes meanwhile is gone as well.
+    /// somebody else deletes meanwhile is gone as well. What is mounted below it stays, and is an error.
     ///
     /// A crash leaves a part of it.
     pub fn remove_tree(&self, path: impl AsRef<Path>) -> Result<Removed> {
-        let path = path.as_ref();
+        self.remove_tree_if(path.as_ref(), None)
+    }
+
+    /// As [`remove_tree`](Disk::remove_tree), of a directory that was looked at: another one that has its name by now stays.
+    pub fn remove_tree_of(&self, path: &Utf8Path, dir: FileId) -> Result<Removed> {
+        self.remove_tree_if(path.as_std_path(), Some(dir))
+    }
+
+    fn remove_tree_if(&self, path: &Path, only: Option<FileId>) -> Result<Removed> {
         let removed = reach::holder(path).at("remove", &lossy(path)).and_then(|(holder, name)| {
             let mut removed = Removed::default();
-            let mut tree = Tree { disk: self, top: None, moved: 0 };
+            let mut tree = Tree { disk: self, only, top: None, moved: 0 };
             // What lay too deep was moved up, and is deleted like the rest then.
             loop {
                 let moved = tree.moved;
@@ -112,6 +120,8 @@ const MOST_SWAPS: usize = 100;
 /// A tree that is being deleted, each name through the open directory that has it.
 struct Tree<'a> {
     disk: &'a Disk,
+    /// Nothing else is deleted, if this says what is.
+    only: Option<FileId>,
     /// The directory that is deleted in the end, and its path.
     top: Option<(File, PathBuf)>,
     /// How many directories were moved up to it.
@@ -168,6 +178,10 @@ impl Tree<'_> {
     ) -> Result<Removed> {
         // A directory without write permission keeps its entries, and one without read permission hides them.
         let mode = found.st_mode & 0o7777;
+        let another = |found: FileId| depth == 0 && self.only.is_some_and(|only| only != found);
+        if another(FileId::of_stat(found)) {
+            return Ok(Removed::default());
+        }
         if mode & 0o700 != 0o700 {
             let (name, mode) = (Path::new(name), mode | 0o700);
             let change = || reach::chmod_from(holder, name, mode);
@@ -177,7 +191,10 @@ impl Tree<'_> {
             self.move_up(holder, name, path)?;
             return Ok(Removed::default());
         }
-        let dir = reach::open_from(holder, Path::new(name), reach::DIRECTORY, 0).at("list", &lossy(path))?;
+        let dir = reach::open_in_one_mount(holder, name).map_err(is_mounted).at("remove", &lossy(path))?;
+        if another(FileId::of(&dir.metadata().at("read", &lossy(path))?)) {
+            return Ok(Removed::default());
+        }
         if depth == 0 {
             let top = dir.try_clone().at("list", &lossy(path))?;
             self.top = Some((top, path.to_owned()));
@@ -221,5 +238,12 @@ impl Tree<'_> {
                 moved => return moved.at("rename to", &lossy(&at)),
             }
         }
+    }
+}
+
+fn is_mounted(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::EXDEV) => io::Error::other("something is mounted there; unmount it first"),
+        _ => error,
     }
 }

@@ -2,24 +2,29 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::time::SystemTime;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::parts::{Part, Parts, parts};
-use super::place::Place;
-use super::{INSTANCE_JSON, Instance, InstanceOptions, Reflink, records};
+use super::place::{HALF_DONE, Place, WHOLE};
+use super::{INSTANCE_JSON, Instance, InstanceOptions, Reflink, records, warm};
 use crate::core::Core;
-use crate::error::{Error, PathError, Result};
-use crate::format::{InstanceFile, InstanceRecord, Owner, SEALED_MODE, Strategy};
+use crate::error::{At, Error, PathError, Result};
+use crate::format::{InstanceFile, InstanceRecord, Owner, SEALED_MODE, Start, Strategy};
 use crate::fs::atomic::{needs_copy, parent_of};
 use crate::fs::copy::Advance;
 use crate::fs::duplicate::{Duplicated, Fallback};
 use crate::fs::lock::Flock;
-use crate::fs::read;
+use crate::fs::read::{self, File};
+use crate::fs::seal::looks_sealed;
+use crate::fs::writer::{Writer, writer};
+use crate::id::InvalidName;
 use crate::open::resolved;
 use crate::progress::{Progress, Stage};
 use crate::revision::Revision;
 use crate::seal::in_parallel;
+use crate::snapshot::Snapshot;
 
 pub(super) fn make(
     revision: &Revision,
@@ -33,49 +38,75 @@ pub(super) fn make(
         refuse_strangers(owner)?;
     }
     let place = Place::of(core, dest)?;
+    place.check_name()?;
     place.check_free()?;
     revision.check()?;
     loop {
-        let parts = parts(revision, &place, options)?;
-        check_space(core, &place, &parts, options)?;
-        place.sweep(core)?;
-        let maker = Maker { core, place: &place, options, staging: Staging::new(core, &place)? };
-        let bytes = parts.files.iter().filter(|part| part.writable).map(|part| part.size).fold(0, u64::saturating_add);
-        let files = in_parallel(Stage::Copying, bytes, progress, |advance| maker.fill(&parts, advance));
-        // Files of two snapshots are not of one moment.
-        if let Some(snapshot) = &parts.snapshot
+        let snapshot = match options.start {
+            Start::Boot => None,
+            Start::Snapshot => Some(warm::snapshot(revision)?),
+        };
+        let filled = fill(revision, snapshot.as_ref(), &place, options, progress);
+        // Another one may have taken its place. Then files are missing or of two moments, and nothing is damaged.
+        if let Some(snapshot) = &snapshot
             && !snapshot.is_there()?
         {
             continue;
         }
-        return maker.finish(revision, files?);
+        let (maker, files) = filled?;
+        return maker.finish(revision, files);
     }
+}
+
+/// Makes all files beside the place.
+fn fill<'a>(
+    revision: &'a Revision,
+    snapshot: Option<&Snapshot>,
+    place: &'a Place,
+    options: &'a InstanceOptions,
+    progress: &mut dyn Progress,
+) -> Result<(Maker<'a>, Vec<InstanceFile>)> {
+    let core = revision.core();
+    let parts = parts(revision, snapshot, place, options)?;
+    check_space(core, place, &parts, options)?;
+    place.sweep(core)?;
+    let maker = Maker { core, place, options, staging: Staging::new(core, place)? };
+    let bytes = parts.files.iter().filter(|part| part.writable).map(|part| part.size).fold(0, u64::saturating_add);
+    let files = in_parallel(Stage::Copying, bytes, progress, |advance| maker.fill(&parts, advance))?;
+    Ok((maker, files))
 }
 
 /// Says before anything is made that the files can't be given away.
 fn refuse_strangers(Owner { uid, gid }: Owner) -> Result<()> {
+    if [uid, gid].contains(&u32::MAX) {
+        let problem = "to the system it stands for none";
+        let name = InvalidName::new("user id or group id", &u32::MAX.to_string(), problem, "use a smaller number");
+        return Err(name.into());
+    }
     if read::user() == 0 || (uid, gid) == (read::user(), read::group()) {
         return Ok(());
     }
     Err(Error::CannotGive { uid, gid })
 }
 
-/// Refuses before the first byte what can't fit. Clones need no space, so nothing is foreseen where they may work.
+/// Refuses before the first byte what can't fit. Clones need no space, so nothing is foreseen where they work.
 fn check_space(core: &Core, place: &Place, parts: &Parts, options: &InstanceOptions) -> Result<()> {
-    if !place.is_near && options.reflink == Reflink::Require {
-        let reason = "it is on another file system than the store".to_owned();
-        return Err(Error::CannotClone { path: place.path.clone(), reason });
-    }
-    let is_copied = |part: &&Part| part.writable || !place.is_near || options.owner.is_some();
-    let mut needed = 0;
-    for part in parts.files.iter().filter(is_copied) {
-        needed += read::bytes_on_disk(&read::metadata(&part.source)?);
-    }
-    let available = read::available_space(&place.parent)?;
-    if needed <= available || place.is_near && core.disk.can_clone(&place.parent)? {
+    if options.reflink == Reflink::Require {
         return Ok(());
     }
-    Err(Error::NoSpace { path: place.path.clone(), needed, available })
+    let is_copied = |part: &&Part| part.writable || !place.is_near || options.owner.is_some();
+    let (mut needed, mut largest) = (0, None);
+    for part in parts.files.iter().filter(is_copied) {
+        let bytes = read::bytes_on_disk(&read::metadata(&part.source)?);
+        largest = largest.max(Some((bytes, &part.source)));
+        needed += bytes;
+    }
+    let available = read::available_space(&place.parent)?;
+    let Some((_, largest)) = largest.filter(|_| needed > available) else { return Ok(()) };
+    match core.disk.can_clone(&read::open(largest)?, &place.parent)? {
+        true => Ok(()),
+        false => Err(Error::NoSpace { path: place.path.clone(), needed, available }),
+    }
 }
 
 /// A directory beside the instance's place. Dropped, it is removed.
@@ -86,7 +117,7 @@ struct Staging<'a> {
 
 impl<'a> Staging<'a> {
     fn new(core: &'a Core, place: &Place) -> Result<Staging<'a>> {
-        Ok(Staging { core, lock: Some(core.new_private_dir(&place.parent, &place.prefix())?) })
+        Ok(Staging { core, lock: Some(core.new_private_dir(&place.parent, &place.prefix(), HALF_DONE)?) })
     }
 
     fn path(&self) -> &Utf8Path {
@@ -97,6 +128,8 @@ impl<'a> Staging<'a> {
     fn publish(mut self, to: &Utf8Path) -> Result<(), PathError> {
         self.core.disk.publish_dir(self.path(), to)?;
         self.lock = None;
+        // Before, a crash would have left what nobody knows to be half done. Under this name the mark means nothing.
+        let _ = self.core.disk.chmod(to, WHOLE);
         Ok(())
     }
 }
@@ -134,12 +167,12 @@ impl Maker<'_> {
             files.push(self.document(name, bytes)?);
         }
         if let Some((name, bytes)) = &parts.data_disk {
-            let to = self.new_path(Utf8Path::new(name))?;
+            let to = self.new_path(name.as_path())?;
             let file = disk.create(&to, 0o600)?;
             disk.set_len(&file, &to, *bytes)?;
             self.give(&to)?;
             disk.fsync(&file, &to)?;
-            files.push(InstanceFile::written(name, true));
+            files.push(InstanceFile::made(name.clone(), true));
         }
         Ok(files)
     }
@@ -151,7 +184,7 @@ impl Maker<'_> {
         disk.write(&file, &to, bytes)?;
         self.give(&to)?;
         disk.fsync(&file, &to)?;
-        Ok(InstanceFile::written(name, false))
+        Ok(InstanceFile::document(name))
     }
 
     /// Gives a file or directory of the instance to its owner, if it has another one.
@@ -181,8 +214,9 @@ impl Maker<'_> {
     /// The store's own inode, or a second file where that can't be.
     fn read_only(&self, part: &Part, to: &Utf8Path, advance: Advance) -> Result<Strategy> {
         let disk = &self.core.disk;
-        // A hard link has one owner with the store's file, who could change it.
-        if self.options.owner.is_none() {
+        // A hard link has one owner with the store's file, who could change it; and of a file that was never sealed, whoever
+        // writes to ours would write to the template's.
+        if self.options.owner.is_none() && looks_sealed(&read::metadata(&part.source)?, part.size) {
             match disk.link(&part.source, to) {
                 Ok(()) => return Ok(Strategy::HardLink),
                 Err(error) if needs_copy(error.kind()) => {}
@@ -200,6 +234,7 @@ impl Maker<'_> {
             Reflink::Require => Fallback::Nothing,
         };
         let source = read::open(&part.source)?;
+        let before = unwritten(part, &source)?;
         let (file, how) = match disk.duplicate((&source, &part.source), to, fallback, advance) {
             Ok(made) => made,
             Err(error) if fallback == Fallback::Nothing && error.path == to => {
@@ -207,6 +242,9 @@ impl Maker<'_> {
             }
             Err(error) => return Err(error.into()),
         };
+        if unwritten(part, &source)? != before {
+            return Err(Error::ArtifactInUse { path: part.source.clone() });
+        }
         if !part.writable {
             disk.chmod_file(&file, to, SEALED_MODE)?;
         }
@@ -236,7 +274,7 @@ impl Maker<'_> {
         let store = (resolved(core.layout.root()), records::made_at(core)?);
         let mut record = InstanceRecord::new(revision.template(), revision.id(), store, core.now());
         (record.start, record.owner, record.files) = (self.options.start, self.options.owner, files);
-        record.files.push(InstanceFile::written(INSTANCE_JSON, false));
+        record.files.push(InstanceFile::document(INSTANCE_JSON));
         self.document(INSTANCE_JSON, &record.to_json())?;
         for dir in directories(&dir, &record.files) {
             self.give(&dir)?;
@@ -253,6 +291,18 @@ impl Maker<'_> {
             }
         }
     }
+}
+
+/// The size and time of a file that nobody has sealed; one that is open for writing is refused.
+fn unwritten(part: &Part, source: &File) -> Result<Option<(u64, SystemTime)>> {
+    if part.blake3.is_some() {
+        return Ok(None);
+    }
+    if writer(&part.source)? == Writer::Some {
+        return Err(Error::ArtifactInUse { path: part.source.clone() });
+    }
+    let state = source.metadata().and_then(|found| Ok((found.len(), found.modified()?)));
+    Ok(Some(state.at("read", &part.source)?))
 }
 
 fn is_taken(kind: io::ErrorKind) -> bool {

@@ -28,7 +28,7 @@ use crate::removal::Removal;
 use crate::revision::Revision;
 use crate::store::Store;
 
-pub(crate) use records::{Known, forget, known, links, look};
+pub(crate) use records::{Known, forget, held, known, links, look};
 
 /// The file that says what an instance came from.
 pub(crate) const INSTANCE_JSON: &str = "instance.json";

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use super::place::Place;
 use super::{FC_JSON, INSTANCE_JSON, InstanceOptions, warm};
 use crate::error::{Error, Result};
-use crate::format::{InstanceParts, Start, for_instance};
+use crate::format::{InstanceParts, for_instance};
 use crate::fs::read;
 use crate::id::{ArtifactPath, Digest};
+use crate::open::resolved;
 use crate::options::Resources;
 use crate::revision::Revision;
 use crate::snapshot::Snapshot;
@@ -21,6 +22,7 @@ pub(super) struct Part {
     pub source: Utf8PathBuf,
     /// In bytes.
     pub size: u64,
+    /// `None` for a file that was never sealed.
     pub blake3: Option<Digest>,
     pub writable: bool,
 }
@@ -32,16 +34,19 @@ pub(super) struct Parts {
     /// What is written for this instance: names and bytes.
     pub documents: Vec<(&'static str, Vec<u8>)>,
     /// The name and size in bytes of an empty disk.
-    pub data_disk: Option<(String, u64)>,
-    /// The snapshot that they are of.
-    pub snapshot: Option<Snapshot>,
+    pub data_disk: Option<(ArtifactPath, u64)>,
 }
 
-/// The parts of what was asked for.
-pub(super) fn parts(revision: &Revision, place: &Place, options: &InstanceOptions) -> Result<Parts> {
-    match options.start {
-        Start::Boot => cold(revision, place, options),
-        Start::Snapshot => warm::parts(revision, place),
+/// The parts of what was asked for: of a snapshot, if there is one.
+pub(super) fn parts(
+    revision: &Revision,
+    snapshot: Option<&Snapshot>,
+    place: &Place,
+    options: &InstanceOptions,
+) -> Result<Parts> {
+    match snapshot {
+        None => cold(revision, place, options),
+        Some(snapshot) => warm::parts(revision, snapshot, place),
     }
 }
 
@@ -64,13 +69,16 @@ fn cold(revision: &Revision, place: &Place, options: &InstanceOptions) -> Result
     let base = revision.fc_base_config();
     let config =
         for_instance(&read::bytes(&base)?, &instance).map_err(|source| Error::Format { path: base.clone(), source })?;
+    for (id, path) in &config.of_host {
+        refuse_shared(revision, id, path)?;
+    }
     for part in &mut files {
         part.writable = part.name.as_str() == paths.rootfs || config.writable.contains(&part.name);
     }
     let data_disk = config.data_disk.map(|name| (name, u64::from(resources.data_disk_mib) << 20));
     let added: Vec<&str> = [FC_JSON].into_iter().chain(data_disk.as_ref().map(|(name, _)| name.as_str())).collect();
     check_names(revision, &names, &added)?;
-    Ok(Parts { files, documents: vec![(FC_JSON, config.bytes)], data_disk, snapshot: None })
+    Ok(Parts { files, documents: vec![(FC_JSON, config.bytes)], data_disk })
 }
 
 /// The files of the revision; of one that lists none, those that its record names.
@@ -96,21 +104,42 @@ fn artifacts(revision: &Revision) -> Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// Refuses a revision with an artifact in the place of what an instance adds.
+/// Refuses a file of the host to which each VM of the template would write. A device may be meant for all, and keeps them
+/// apart, or not, in ways of its own.
+fn refuse_shared(revision: &Revision, id: &str, path: &Utf8Path) -> Result<()> {
+    let root = resolved(revision.core().layout.root());
+    let problem = match read::canonical(path) {
+        Ok(real) if real.starts_with(&root) => "a file of the store, to which no VM may write",
+        Ok(real) if read::is_block_device(&real) => return Ok(()),
+        _ => "no block device, and every VM of the template would write to it",
+    };
+    Err(bad(
+        revision,
+        format!(
+            "its drive {id} is writable and is {path}, which is {problem}; publish the file with the revision and name it \
+             by a relative path, or make the drive read-only"
+        ),
+    ))
+}
+
+/// Refuses a revision with an artifact in the place of what an instance adds, and two files that would be one.
 pub(super) fn check_names(revision: &Revision, names: &BTreeSet<ArtifactPath>, added: &[&str]) -> Result<()> {
-    for &added in added.iter().chain(&[INSTANCE_JSON]) {
-        let clash = names.iter().find(|name| {
-            name.as_str() == added || name.as_path().starts_with(added) || added.starts_with(&format!("{name}/"))
-        });
-        if let Some(name) = clash {
-            return Err(Error::BadForInstance {
-                template: revision.template().clone(),
-                revision: revision.id().clone(),
-                problem: format!(
-                    "its artifact {name} has the name of a file that an instance adds; publish it under another"
-                ),
-            });
+    let clash = |name: &Utf8Path, other: &&str| name.starts_with(other) || Utf8Path::new(other).starts_with(name);
+    let added: Vec<&str> = added.iter().chain(&[INSTANCE_JSON]).copied().collect();
+    if let Some(name) = names.iter().find(|name| added.iter().any(|other| clash(name.as_path(), other))) {
+        let problem =
+            format!("its artifact {name} has the name of a file that an instance adds; publish it under another");
+        return Err(bad(revision, problem));
+    }
+    for (at, name) in added.iter().enumerate() {
+        if let Some(other) = added[at + 1..].iter().find(|other| clash(Utf8Path::new(name), other)) {
+            let problem = format!("its data disk would be in the place of {name} or {other}; name another file for it");
+            return Err(bad(revision, problem));
         }
     }
     Ok(())
+}
+
+pub(super) fn bad(revision: &Revision, problem: String) -> Error {
+    Error::BadForInstance { template: revision.template().clone(), revision: revision.id().clone(), problem }
 }

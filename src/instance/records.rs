@@ -4,8 +4,9 @@
 //! store is a leftover. Its text is the way from there to the instance: the file system of both may be mounted elsewhere
 //! the next time. Its name follows from the text, so that two who make an instance at one place make the same link.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
@@ -13,11 +14,12 @@ use rayon::prelude::*;
 
 use super::{INSTANCE_JSON, Instance};
 use crate::core::Core;
-use crate::error::{Error, PathError, Result};
+use crate::error::{Error, Result};
 use crate::format::{InstanceRecord, StoreFormat, Strategy};
 use crate::fs::atomic::parent_of;
 use crate::fs::lock::{Flock, Mode, Patience};
 use crate::fs::read::{self, FileId};
+use crate::id::Digest;
 use crate::layout::Layout;
 use crate::open::resolved;
 
@@ -77,9 +79,20 @@ fn layout(core: &Core) -> Layout {
     Layout::new(resolved(core.layout.root()))
 }
 
-/// Removes the link to an instance that is gone. It need not last: one that comes back is a leftover.
-pub(super) fn erase(core: &Core, dir: &Utf8Path) -> Result<(), PathError> {
-    core.disk.unlink_if_there(&layout(core).instance(dir))
+/// Removes the link to an instance that is gone, unless another one is there by now. It need not last: one that comes
+/// back is a leftover.
+pub(super) fn erase(core: &Core, dir: &Utf8Path) -> Result<()> {
+    let layout = layout(core);
+    // Who makes another one has it already, or has not looked for its link.
+    let _alone = match Flock::wait_for(&layout.instances(), Mode::Exclusive) {
+        Err(error) if error.is_not_found() => return Ok(()),
+        locked => locked?,
+    };
+    let link = layout.instance(dir);
+    if look(core, &link).is_some_and(|known| known.is_gone()) {
+        core.disk.unlink_if_there(&link)?;
+    }
+    Ok(())
 }
 
 /// All links, with the instances that they lead to.
@@ -115,6 +128,27 @@ pub(crate) fn links(known: &[Known]) -> HashMap<FileId, u32> {
         *names.entry(file).or_default() += 1;
     }
     names
+}
+
+/// The bytes of files with these digests that instances have, and nothing else but `objects/`.
+pub(crate) fn held(core: &Core, digests: &HashSet<Digest>) -> Result<u64> {
+    let known = known(core)?;
+    let (names, mut seen, mut bytes) = (links(&known), HashSet::new(), 0);
+    for one in &known {
+        let What::Instance(record) = &one.what else { continue };
+        for file in record.files.iter().filter(|file| file.strategy == Strategy::HardLink) {
+            let Some(digest) = file.blake3.filter(|digest| digests.contains(digest)) else { continue };
+            let Ok(found) = read::metadata(&one.dir.join(file.path.as_path())) else { continue };
+            let id = FileId::of(&found);
+            let object = read::metadata_if_there(&core.layout.object(&digest))?;
+            let is_object = object.is_some_and(|object| FileId::of(&object) == id);
+            let others = u64::from(names.get(&id).copied().unwrap_or_default()) + u64::from(is_object);
+            if seen.insert(id) && found.nlink() <= others {
+                bytes += read::bytes_on_disk(&found);
+            }
+        }
+    }
+    Ok(bytes)
 }
 
 /// What a directory says it came from; `None` if it is no instance of this store. One that can't be read may be one.

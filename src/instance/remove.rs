@@ -2,14 +2,14 @@
 
 use camino::Utf8Path;
 
-use super::place::Place;
+use super::place::{HALF_DONE, Place};
 use super::{INSTANCE_JSON, records};
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::{InstanceRecord, Strategy};
-use crate::fs::read;
 use crate::fs::with_unique_name;
 use crate::fs::writer::{Writer, writer};
+use crate::fs::{mounts, read};
 use crate::objects;
 use crate::removal::Removal;
 
@@ -21,7 +21,10 @@ pub(super) fn remove(core: &Core, dest: &Utf8Path, how: Removal) -> Result<()> {
     if how == Removal::Unused {
         refuse_if_used(&place, &record)?;
     }
+    refuse_if_mounted(&place)?;
     let disk = &core.disk;
+    // Whoever finds it under the other name knows by the mark that it is to go.
+    disk.chmod(&place.path, HALF_DONE)?;
     let beside = with_unique_name(&place.parent, &place.prefix(), |name| disk.rename_noreplace(&place.path, name))?;
     // A power cut must not bring back a part of it under its name.
     disk.fsync_dir(&place.parent)?;
@@ -33,6 +36,14 @@ pub(super) fn remove(core: &Core, dest: &Utf8Path, how: Removal) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses while something is mounted in it: that is somebody else's, and would be emptied.
+fn refuse_if_mounted(place: &Place) -> Result<()> {
+    match mounts::at_or_below(&place.path) {
+        Some(path) => Err(Error::InstanceHasMount { path }),
+        None => Ok(()),
+    }
 }
 
 fn check(core: &Core, place: &Place) -> Result<InstanceRecord> {

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use camino::Utf8Path;
 use serde_json::json;
 
-use super::parts::{Part, Parts, check_names};
+use super::parts::{Part, Parts, bad, check_names};
 use super::place::Place;
 use crate::error::{Error, Result};
-use crate::format::{Content, DATA_DISK, FcDrive, MEM, VMSTATE, drive_path, pretty};
+use crate::format::{Content, DATA_DISK, FcDrive, MEM, SnapshotDrive, VMSTATE, drive_path, pretty};
 use crate::fs::read;
 use crate::fs::seal::looks_sealed;
 use crate::id::ArtifactPath;
@@ -18,30 +18,30 @@ use crate::snapshot::Snapshot;
 /// The body of Firecracker's `PUT /snapshot/load`.
 pub(crate) const LOAD_JSON: &str = "snapshot-load.json";
 
-/// The parts of the revision's snapshot, which may be replaced meanwhile: whoever uses them asks afterwards.
-pub(super) fn parts(revision: &Revision, place: &Place) -> Result<Parts> {
-    let Some(snapshot) = revision.snapshot()? else {
-        return Err(Error::NoSnapshot { template: revision.template().clone(), revision: revision.id().clone() });
-    };
+/// The revision's snapshot, which must have one.
+pub(super) fn snapshot(revision: &Revision) -> Result<Snapshot> {
+    let (template, id) = (revision.template().clone(), revision.id().clone());
+    revision.snapshot()?.ok_or(Error::NoSnapshot { template, revision: id })
+}
+
+/// The parts of a snapshot, which may be replaced meanwhile: whoever uses them asks afterwards, also after an error.
+pub(super) fn parts(revision: &Revision, snapshot: &Snapshot, place: &Place) -> Result<Parts> {
     let mut files = Vec::new();
     for name in [VMSTATE, MEM] {
-        files.push(part(&snapshot, name, name.parse()?, false)?);
+        files.push(part(snapshot, name, name.parse()?, false)?);
     }
     let known = revision.drives()?;
     for drive in &snapshot.record().drives {
         let of_it = known.iter().find(|known| known.id == drive.id);
-        let name = name_of(revision, drive.path_on_host.as_deref(), of_it, &drive_path(&drive.id));
+        let name = name_of(revision, drive, of_it);
         let writable = of_it.is_none_or(|drive| !drive.is_read_only);
-        files.push(part(&snapshot, drive_path(&drive.id).as_str(), name, writable)?);
+        files.push(part(snapshot, drive_path(&drive.id).as_str(), name, writable)?);
     }
-    files.extend(read_only_drives(revision, &snapshot, &known)?);
+    files.extend(read_only_drives(revision, snapshot, &known)?);
     let mut names = BTreeSet::new();
     if let Some(twice) = files.iter().map(|part| &part.name).find(|name| !names.insert((*name).clone())) {
-        return Err(Error::BadForInstance {
-            template: revision.template().clone(),
-            revision: revision.id().clone(),
-            problem: format!("two files of its snapshot would be {twice}; attach it with other paths of its drives"),
-        });
+        let problem = format!("two files of its snapshot would be {twice}; attach it with other paths of its drives");
+        return Err(bad(revision, problem));
     }
     check_names(revision, &names, &[LOAD_JSON])?;
     let load = json!({
@@ -50,7 +50,7 @@ pub(super) fn parts(revision: &Revision, place: &Place) -> Result<Parts> {
         // The VM goes on when it was told where its disks are.
         "resume_vm": false,
     });
-    Ok(Parts { files, documents: vec![(LOAD_JSON, pretty(&load))], data_disk: None, snapshot: Some(snapshot) })
+    Ok(Parts { files, documents: vec![(LOAD_JSON, pretty(&load))], data_disk: None })
 }
 
 fn part(snapshot: &Snapshot, path: &str, name: ArtifactPath, writable: bool) -> Result<Part> {
@@ -69,15 +69,18 @@ fn part(snapshot: &Snapshot, path: &str, name: ArtifactPath, writable: bool) -> 
 
 /// Where a VM that goes on looks for a drive, below the directory in which it runs: where it had it. Of a path that is
 /// absolute nothing can be made here; then it has the name that it has in an instance that boots.
-fn name_of(revision: &Revision, path: Option<&str>, drive: Option<&FcDrive>, otherwise: &ArtifactPath) -> ArtifactPath {
-    let is_root = drive.is_some_and(|drive| drive.is_root);
-    let booted = match drive.and_then(|drive| drive.path_on_host.as_deref()) {
-        _ if is_root => Some(revision.build().artifact_paths.rootfs.as_str()),
-        None if drive.is_some_and(|drive| drive.id.as_str() == "data") => Some(DATA_DISK),
-        named => named,
+fn name_of(revision: &Revision, drive: &SnapshotDrive, of_it: Option<&FcDrive>) -> ArtifactPath {
+    let booted = match of_it {
+        Some(of_it) if of_it.is_root => Some(revision.build().artifact_paths.rootfs.as_str()),
+        Some(of_it) if of_it.is_data && of_it.path_on_host.is_none() => Some(DATA_DISK),
+        Some(of_it) => of_it.path_on_host.as_deref(),
+        // The data disk of a VM that was given one where the template has none.
+        None if drive.id.as_str() == "data" => Some(DATA_DISK),
+        None => None,
     };
     let below = |path: &str| path.strip_prefix("./").unwrap_or(path).parse().ok();
-    path.and_then(below).or_else(|| booted.and_then(below)).unwrap_or_else(|| otherwise.clone())
+    let named = drive.path_on_host.as_deref().and_then(below);
+    named.or_else(|| booted.and_then(below)).unwrap_or_else(|| drive_path(&drive.id))
 }
 
 /// Drives that the snapshot does not need to have: nobody writes to them, so they are what they were.

@@ -8,7 +8,8 @@ use super::{Snapshot, SnapshotFiles, SnapshotOptions};
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::format::{
-    CURRENT_SCHEMA_VERSION, Content, Extra, MEM, RevisionRecord, SnapshotDrive, SnapshotInfo, SnapshotRecord, VMSTATE,
+    CURRENT_SCHEMA_VERSION, Content, Extra, FcDrive, MEM, RevisionRecord, SnapshotDrive, SnapshotInfo, SnapshotRecord,
+    VMSTATE, drive_path,
 };
 use crate::fs::atomic::Lasting;
 use crate::fs::read::{self, FileId};
@@ -30,6 +31,7 @@ pub(super) fn attach(
     let core = revision.core();
     let _change = core.begin_change()?;
     revision.check()?;
+    refuse_newer(revision)?;
     let (sources, info) = plan(revision, files, options)?;
     let draft = DraftDir::new(core)?;
     check_space(core, &draft, &sources)?;
@@ -52,6 +54,7 @@ pub(super) fn attach(
     if !revision.is_there()? {
         return Err(gone(revision));
     }
+    refuse_newer(revision)?;
     let ours = FileId::of(&read::metadata(&made)?);
     if let Err(error) = show(core, revision, &made) {
         // Two names may have been exchanged, not durably: then the disk still needs the files of the old one.
@@ -68,6 +71,14 @@ pub(super) fn attach(
     Revision::open(core, revision.template(), revision.id())?.snapshot()?.ok_or_else(|| gone(revision))
 }
 
+/// Refuses to replace a snapshot of a newer program: it may say what this one can't keep. One that is damaged is replaced.
+fn refuse_newer(revision: &Revision) -> Result<()> {
+    match revision.snapshot() {
+        Err(newer @ Error::Format { .. }) => Err(newer),
+        _ => Ok(()),
+    }
+}
+
 /// Whether a draft has nothing but the directory that was made in it, or nothing any more.
 fn holds_only(draft: &Utf8Path, made: &Utf8Path, ours: FileId) -> Result<bool> {
     let others = read::names(draft)?.iter().any(|name| Some(name.as_str()) != made.file_name());
@@ -82,15 +93,17 @@ fn gone(revision: &Revision) -> Error {
 /// Looks at all that is given, and refuses what can't be a snapshot of the revision; nothing is changed.
 fn plan(revision: &Revision, files: &SnapshotFiles, options: &SnapshotOptions) -> Result<(Vec<Source>, SnapshotInfo)> {
     let given = |id: &DriveId| files.drives.iter().any(|(given, _)| given == id);
-    if let Some(missing) = revision.drives()?.into_iter().find(|drive| drive.needs_snapshot() && !given(&drive.id)) {
+    let drives = revision.drives()?;
+    if let Some(missing) = drives.iter().find(|drive| drive.needs_snapshot() && !given(&drive.id)) {
         let (template, revision) = (revision.template().clone(), revision.id().clone());
-        return Err(Error::SnapshotLacksDrive { template, revision, drive: missing.id });
+        return Err(Error::SnapshotLacksDrive { template, revision, drive: missing.id.clone() });
     }
     if let Some((id, path)) = options.drive_paths.iter().find(|(id, _)| !given(id)) {
         let problem = format!("is the path of drive {id}, which is not given; give its file as well");
         return Err(Error::BadSnapshot { path: path.into(), problem });
     }
     let mut sources = source::open(files)?;
+    refuse_short(revision, &drives, &sources)?;
     let mem_mib = options.mem_mib.unwrap_or(revision.build().mem_mib);
     let size_of = |name| sources.iter().find(|source| source.is(name)).expect("both were opened");
     let (vmstate, mem) = (size_of(VMSTATE), size_of(MEM));
@@ -116,6 +129,29 @@ fn plan(revision: &Revision, files: &SnapshotFiles, options: &SnapshotOptions) -
     Ok((sources, info))
 }
 
+/// Refuses a file that is shorter than the artifact with which the VM booted: a disk does not shrink.
+fn refuse_short(revision: &Revision, drives: &[FcDrive], sources: &[Source]) -> Result<()> {
+    for drive in drives {
+        let rootfs = &revision.build().artifact_paths.rootfs;
+        let name = if drive.is_root { Some(rootfs) } else { drive.path_on_host.as_ref() };
+        let to = drive_path(&drive.id);
+        let source = sources.iter().find(|source| source.is(to.as_str()));
+        let (Some(name), Some(source)) = (name.filter(|name| Utf8Path::new(name).is_relative()), source) else {
+            continue;
+        };
+        let Some(artifact) = read::metadata_if_there(&revision.path().join(name))? else { continue };
+        if source.size() < artifact.len() {
+            return Err(source.refuse(format!(
+                "has {} bytes, and {name}, with which drive {} begins, has {}; give the whole file as of the pause",
+                source.size(),
+                drive.id,
+                artifact.len()
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn drive(id: &DriveId, options: &SnapshotOptions) -> SnapshotDrive {
     let path = options.drive_paths.iter().find(|(named, _)| named == id).map(|(_, path)| path.clone());
     SnapshotDrive { id: id.clone(), path_on_host: path, extra: Extra::new() }
@@ -123,13 +159,21 @@ fn drive(id: &DriveId, options: &SnapshotOptions) -> SnapshotDrive {
 
 /// Refuses before the first byte what can't fit.
 fn check_space(core: &Core, draft: &DraftDir, sources: &[Source]) -> Result<()> {
-    let store = FileId::of(&read::metadata(draft.path())?);
     let available = read::available_space(draft.path())?;
-    let needed = |can_clone| sources.iter().map(|source| source.needs(store, can_clone)).fold(0, u64::saturating_add);
-    if needed(false) <= available || needed(core.disk.can_clone(draft.path())?) <= available {
+    let needed = sources.iter().map(Source::needs).fold(0, u64::saturating_add);
+    if needed <= available {
         return Ok(());
     }
-    Err(Error::NoSpace { path: core.layout.root().to_owned(), needed: needed(false), available })
+    let mut copied: u64 = 0;
+    for source in sources.iter().filter(|source| source.needs() > 0) {
+        if !source.can_be_cloned(core, draft.path())? {
+            copied = copied.saturating_add(source.needs());
+        }
+    }
+    match copied <= available {
+        true => Ok(()),
+        false => Err(Error::NoSpace { path: core.layout.root().to_owned(), needed: copied, available }),
+    }
 }
 
 /// Puts all files into a new directory, several at a time; each is durable.

@@ -9,7 +9,6 @@ use super::Snapshot;
 use crate::error::Result;
 use crate::format::Platform;
 use crate::fs::process;
-use crate::fs::read;
 use crate::fs::seal::looks_sealed;
 use crate::id::DriveId;
 use crate::options::setters;
@@ -126,6 +125,12 @@ pub enum Incompatibility {
     /// A drive to which VMs of the revision write is not in the snapshot.
     #[error("the snapshot lacks the writable drive {drive}")]
     DriveMissing { drive: DriveId },
+    /// The host has a drive that the snapshot's VM did not have.
+    #[error("the snapshot's VM had no drive {drive}")]
+    DriveUnknown { drive: DriveId },
+    /// Another snapshot took its place meanwhile, or none: nothing can be said of its files.
+    #[error("the snapshot was replaced or removed meanwhile; look at the one that is at {path} now")]
+    Replaced { path: Utf8PathBuf },
     /// A file of it is not there.
     #[error("{path} is missing")]
     FileMissing { path: Utf8PathBuf },
@@ -153,13 +158,25 @@ pub(super) fn compare(snapshot: &Snapshot, host: &Host) -> Vec<Incompatibility> 
             host,
         }));
     }
-    drives(snapshot, &mut found);
-    for content in &record.contents {
+    drives(snapshot, host, &mut found);
+    let files = files(snapshot);
+    // What was replaced is deleted: of its files, nothing is damaged.
+    match files.is_empty() || snapshot.is_there().unwrap_or(true) {
+        true => found.extend(files),
+        false => found.push(Incompatibility::Replaced { path: snapshot.path().to_owned() }),
+    }
+    found
+}
+
+/// The files that are not as they were attached.
+fn files(snapshot: &Snapshot) -> Vec<Incompatibility> {
+    let mut found = Vec::new();
+    for content in &snapshot.record().contents {
         let path = snapshot.path().join(content.path.as_path());
-        match read::metadata(&path) {
-            Ok(found) if looks_sealed(&found, content.size) => {}
-            Ok(_) => found.push(Incompatibility::FileChanged { path }),
-            Err(_) => found.push(Incompatibility::FileMissing { path }),
+        match snapshot.dir.metadata_below(content.path.as_path()) {
+            Ok(Some(found)) if looks_sealed(&found, content.size) => {}
+            Ok(Some(_)) => found.push(Incompatibility::FileChanged { path }),
+            Ok(None) | Err(_) => found.push(Incompatibility::FileMissing { path }),
         }
     }
     found
@@ -195,10 +212,13 @@ fn platform(snapshot: &Platform, host: &Platform, found: &mut Vec<Incompatibilit
     }
 }
 
-/// The drives that the revision's VMs write to, and that the snapshot does not have.
-fn drives(snapshot: &Snapshot, found: &mut Vec<Incompatibility>) {
+/// The drives that the revision's VMs write to, and that the snapshot does not have; and those that no VM of it has.
+fn drives(snapshot: &Snapshot, host: &Host, found: &mut Vec<Incompatibility>) {
     match snapshot.revision().drives() {
         Ok(drives) => {
+            let knows = |id: &DriveId| snapshot.drive(id).is_some() || drives.iter().any(|drive| drive.id == *id);
+            let unknown = host.drive_paths.keys().filter(|id| !knows(id));
+            found.extend(unknown.map(|id| Incompatibility::DriveUnknown { drive: id.clone() }));
             let missing =
                 drives.into_iter().filter(|drive| drive.needs_snapshot() && snapshot.drive(&drive.id).is_none());
             found.extend(missing.map(|drive| Incompatibility::DriveMissing { drive: drive.id }));

@@ -10,7 +10,7 @@ use crate::error::{At, Error, Result};
 use crate::format::{Content, MEM, VMSTATE, drive_path};
 use crate::fs::copy::{Advance, hash};
 use crate::fs::holes::PAGE;
-use crate::fs::read::{self, File, FileId, Metadata};
+use crate::fs::read::{self, File, Metadata};
 use crate::fs::seal::{holds, looks_sealed};
 use crate::id::{ArtifactPath, Digest};
 use crate::revision::Revision;
@@ -38,7 +38,6 @@ pub(super) struct Source {
     state: State,
     /// What it takes on the disk, in bytes.
     blocks: u64,
-    on: FileId,
     /// A sealed file with the same bytes, which may be linked to: one of the revision, or this one.
     twin: Option<(Utf8PathBuf, Digest)>,
 }
@@ -71,8 +70,8 @@ impl Source {
         let from = named(path)?;
         let file = read::open(&from)?;
         let metadata = file.metadata().at("read", &from)?;
-        let (state, blocks, on) = (State::of(&metadata), read::bytes_on_disk(&metadata), FileId::of(&metadata));
-        Ok(Source { file, from, to, state, blocks, on, twin: None })
+        let (state, blocks) = (State::of(&metadata), read::bytes_on_disk(&metadata));
+        Ok(Source { file, from, to, state, blocks, twin: None })
     }
 
     pub fn size(&self) -> u64 {
@@ -106,10 +105,14 @@ impl Source {
         Ok(())
     }
 
-    /// Bytes that have to be written for it, where files of one file system can be clones if `can_clone`.
-    pub fn needs(&self, store: FileId, can_clone: bool) -> u64 {
-        let is_free = self.twin.is_some() || can_clone && self.on.same_file_system(store);
-        if is_free { 0 } else { self.blocks }
+    /// Bytes that have to be written for it if it is no clone.
+    pub fn needs(&self) -> u64 {
+        if self.twin.is_some() { 0 } else { self.blocks }
+    }
+
+    /// Whether a file in this directory can be a clone of it.
+    pub fn can_be_cloned(&self, core: &Core, dir: &Utf8Path) -> Result<bool> {
+        Ok(core.disk.can_clone(&self.file, dir)?)
     }
 
     /// Puts it below the directory: a link to its twin, a clone, or a copy. It is sealed and durable; its name is not.

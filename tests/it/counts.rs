@@ -302,7 +302,7 @@ fn a_snapshot_waits_nine_times_and_as_often_when_it_is_replaced() {
     let world = World::with_template("web");
     let (revision, _) = publish(&world.store, "web", "lock", Known::Reuse, 1);
     let vm = world.beside("vm");
-    for (name, size) in [("vmstate", 100), ("disk", 5000)] {
+    for (name, size) in [("vmstate", 100), ("disk", LARGE + 1)] {
         fs::write(vm.join(name), vec![7; size]).unwrap();
     }
     fs::File::create(vm.join("mem")).unwrap().set_len(512 << 20).unwrap();

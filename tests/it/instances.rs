@@ -1,5 +1,8 @@
 //! Instances: private disks, everything else read-only, and nothing half at their place.
 
+mod beside;
+mod files;
+
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
@@ -286,21 +289,6 @@ fn a_disk_that_is_open_for_writing_keeps_its_instance() {
     store.remove_instance(vm.path(), Removal::Forced).unwrap();
     drop(disk);
     assert_eq!(names(&vms), [""; 0]);
-}
-
-#[test]
-fn what_the_dead_left_beside_goes_with_the_next_and_what_the_living_make_stays() {
-    let place = Place::new();
-    let (_store, revision, vms) = with_image(&place);
-    let (dead, alive) = (vms.join(".template-store-9.dead"), vms.join(".template-store-9.alive"));
-    for dir in [&dead, &alive] {
-        fs::create_dir(dir).unwrap();
-        fs::write(dir.join("rootfs.ext4"), "half").unwrap();
-    }
-    let lock = File::open(&alive).unwrap();
-    fs2::FileExt::lock_shared(&lock).unwrap();
-    revision.instance(vms.join("1")).unwrap();
-    assert_eq!(names(&vms), [".template-store-9.alive", "1"]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 fn remove(store: &Store, revision: &RevisionId, how: Removal) -> template_store::Result<()> {
-    store.remove(&template("web"), revision, how)
+    store.remove(&template("web"), revision, how).map(drop)
 }
 
 /// The objects of a revision's large files.
@@ -175,8 +175,8 @@ fn a_template_goes_with_all_its_revisions() {
     assert_right(&kept);
     assert_clean(store.layout());
     for result in [
-        store.remove_template(&id("web"), Removal::Unused),
-        store.remove_template(&id("web"), Removal::Forced),
+        store.remove_template(&id("web"), Removal::Unused).map(drop),
+        store.remove_template(&id("web"), Removal::Forced).map(drop),
         store.current(&id("web")).map(|_| ()),
     ] {
         assert_error(result, ErrorKind::NotFound, &["no template web"]);
@@ -251,7 +251,7 @@ fn a_removal_beside_builds_and_reuses_breaks_none_of_them() {
                 }
                 if round % 2 == 1 {
                     match store.remove_template(&template("db"), Removal::Unused) {
-                        Ok(()) => {}
+                        Ok(_) => {}
                         // The other thread links to its files just now.
                         Err(error) => assert_eq!(error.kind(), ErrorKind::Refused, "{error}"),
                     }
@@ -262,7 +262,7 @@ fn a_removal_beside_builds_and_reuses_breaks_none_of_them() {
             let revision = build_or_reuse(&store, "a");
             store.activate(&web, &reused_id(&store, "b"), Default::default()).unwrap();
             match store.remove(&web, &revision, Removal::Unused) {
-                Ok(()) => {}
+                Ok(_) => {}
                 // The other thread links to it just now, or it is current again.
                 Err(error) => assert_eq!(error.kind(), ErrorKind::Refused, "{error}"),
             }

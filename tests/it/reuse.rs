@@ -199,8 +199,11 @@ fn a_source_with_a_missing_file_is_a_miss() {
 
 #[test]
 fn a_source_that_was_removed_is_a_miss() {
-    assert_missed(|store, revision| store.remove(&template("web"), revision.id(), Removal::Forced).unwrap(), None);
-    assert_missed(|store, _| store.remove_template(&template("web"), Removal::Forced).unwrap(), None);
+    assert_missed(
+        |store, revision| store.remove(&template("web"), revision.id(), Removal::Forced).map(drop).unwrap(),
+        None,
+    );
+    assert_missed(|store, _| store.remove_template(&template("web"), Removal::Forced).map(drop).unwrap(), None);
     assert_missed(|_, revision| fs::remove_dir_all(revision.path()).unwrap(), None);
 }
 

@@ -2,6 +2,7 @@
 
 mod compatible;
 mod damage;
+mod drives;
 mod program;
 
 use std::fs::{self, File};

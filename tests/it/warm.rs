@@ -7,7 +7,10 @@ use std::thread;
 
 use camino::Utf8Path;
 use serde_json::{Value, json};
-use template_store::{ErrorKind, Instance, InstanceOptions, Result, SnapshotOptions, Start, Strategy, VerifyOptions};
+use template_store::{
+    ErrorKind, Host, Incompatibility, Instance, InstanceOptions, Result, SnapshotOptions, Start, Strategy,
+    VerifyOptions,
+};
 
 use crate::snapshots::{MEM_MIB, Paused};
 use crate::support::{assert_error, bytes, inode, names};
@@ -116,4 +119,52 @@ fn an_instance_is_of_one_snapshot_while_another_takes_its_place() {
             made += 1;
         }
     });
+}
+
+#[test]
+fn a_snapshot_that_is_replaced_is_not_taken_for_a_damaged_one() {
+    let paused = Paused::new();
+    let revision = paused.revision();
+    let attach = |round: usize| {
+        // Each has another state, and each second one has a drive more.
+        fs::write(paused.vm().join("vmstate"), vec![1; 5000 + round]).unwrap();
+        let files = match round % 2 {
+            0 => paused.files(),
+            _ => paused.files().drive("data".parse().unwrap(), paused.vm().join("vmstate")),
+        };
+        revision.attach_snapshot(&files, &SnapshotOptions::default(), &mut ()).unwrap();
+    };
+    attach(0);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            (1..40).for_each(attach);
+            done.store(true, Ordering::Relaxed);
+        });
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let reasons = revision.snapshot().unwrap().unwrap().compatible_with(&Host::default());
+                let is_replaced = |reason: &Incompatibility| matches!(reason, Incompatibility::Replaced { .. });
+                assert!(reasons.iter().all(is_replaced), "{reasons:?}");
+            }
+        });
+        for number in 0.. {
+            let vm = warm(&paused, &format!("vm{number}")).unwrap();
+            let round = fs::metadata(vm.path().join("vmstate.bin")).unwrap().len() as usize - 5000;
+            assert_eq!(vm.path().join("data.img").exists(), round % 2 == 1, "all is of one moment");
+            fs::remove_dir_all(vm.path()).unwrap();
+            if done.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+    });
+}
+
+#[test]
+fn a_handle_of_a_snapshot_that_was_replaced_says_so() {
+    let paused = Paused::new();
+    let old = paused.attach();
+    paused.pause("second");
+    paused.attach();
+    assert_eq!(old.compatible_with(&Host::default()), [Incompatibility::Replaced { path: old.path().to_owned() }]);
 }

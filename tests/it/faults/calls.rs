@@ -179,7 +179,7 @@ pub fn remove_used(place: &Place) -> Did {
         Err(Error::RevisionNotFound { .. }) => Ok(()),
         held => {
             let _held = held.map_err(said)?;
-            store.remove(&id("web"), &revision("one"), Removal::Forced).map_err(said)
+            store.remove(&id("web"), &revision("one"), Removal::Forced).map(drop).map_err(said)
         }
     }
 }
@@ -296,8 +296,9 @@ pub fn lost_instance(place: &Place) -> Alive {
 
 /// Who made an instance died half-way.
 pub fn dead_instance(place: &Place) -> Alive {
-    let dir = place.vm(".template-store-1.dead");
+    let dir = place.vm(".template-store-1.dead00000000");
     fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o1700)).unwrap();
     fs::write(dir.join("vmlinux"), "half").unwrap();
     Box::new(())
 }

@@ -56,7 +56,7 @@ const FAKES: &[Fake] = &[
     Fake {
         case: "remove an instance",
         step: |op| matches!(op, Op::Rename { .. } | Op::RenameNoReplace { .. }),
-        noticed: "the instance 1",
+        noticed: WITHOUT,
     },
     Fake { case: "abandon a draft", step: |op| matches!(op, Op::Rmdir { .. }), noticed: "is left" },
     Fake {

@@ -61,6 +61,12 @@ pub static UNSAID: &[Unsaid] = &[
         finds: &[],
     },
     Unsaid {
+        what: "taking the mark of half-done work from an instance that has its name",
+        why: "under that name it means nothing",
+        is: |op, _| matches!(op, Op::Chmod { path, mode: 0o700 } if path.as_str().contains("/vms/")),
+        finds: &[],
+    },
+    Unsaid {
         what: "a link to an object, or its way to where it replaces a file",
         why: "the file keeps its own blocks, and a note says so",
         is: |op, errno| is_link(op) && [Errno::MLINK, Errno::ACCESS].contains(&errno),

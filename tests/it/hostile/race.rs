@@ -209,7 +209,7 @@ fn publish(how: Import, below: &'static str, to_give: &str) {
         let published = race.store.publish_dir_with(&id("web"), dir, &options, &mut ())?;
         let (template, revision) = (published.revision.template().clone(), published.revision.id().clone());
         drop(published);
-        race.store.remove_template(&template, Removal::Forced).map(|()| drop(revision))
+        race.store.remove_template(&template, Removal::Forced).map(|_| drop(revision))
     });
 }
 

@@ -232,7 +232,7 @@ fn a_revision_is_removed_and_nothing_else() {
                 build(&scene.store, "web", &inputs("lock"), "the next one");
                 let (target, id) = (revision.path().join(inner), revision.id().clone());
                 drop(revision);
-                let remove = move || scene.store.remove(&"web".parse().unwrap(), &id, Removal::Forced);
+                let remove = move || scene.store.remove(&"web".parse().unwrap(), &id, Removal::Forced).map(drop);
                 Act { target, run: Box::new(remove) }
             },
         );

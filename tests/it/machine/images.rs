@@ -173,7 +173,8 @@ pub fn pause(dir: &Utf8Path, label: usize) {
     memory[9_000..9_100].copy_from_slice(&bytes(&format!("{label}: memory"), 100));
     fs::write(dir.join("mem"), memory).expect("it takes files");
     fs::write(dir.join("vmstate"), state(label)).expect("it takes files");
-    fs::write(dir.join("disk"), bytes(&format!("{label}: disk"), 3000)).expect("it takes files");
+    // No root file system is larger.
+    fs::write(dir.join("disk"), bytes(&format!("{label}: disk"), 70_001)).expect("it takes files");
 }
 
 /// The state of a paused VM, by which its snapshot is known again.

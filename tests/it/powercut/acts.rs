@@ -177,9 +177,11 @@ impl Place {
             Act::Pull(template, build) => pulled::pull(&store, template, build),
             Act::Activate(template, build) => store.activate(&id(template), &revision(build), Expect::Any).map(drop),
             Act::Rollback(template) => store.rollback(&id(template)).map(drop),
-            Act::Remove(template, build) => store.remove(&id(template), &revision(build), Removal::Unused),
-            Act::RemoveCurrent(template, build) => store.remove(&id(template), &revision(build), Removal::Forced),
-            Act::RemoveTemplate(template) => store.remove_template(&id(template), Removal::Unused),
+            Act::Remove(template, build) => store.remove(&id(template), &revision(build), Removal::Unused).map(drop),
+            Act::RemoveCurrent(template, build) => {
+                store.remove(&id(template), &revision(build), Removal::Forced).map(drop)
+            }
+            Act::RemoveTemplate(template) => store.remove_template(&id(template), Removal::Unused).map(drop),
             Act::SealTwice(template, build) => {
                 let drafts =
                     [store.rebuild(&id(template), &inputs(build))?, store.rebuild(&id(template), &inputs(build))?];

@@ -17,8 +17,11 @@ pub fn pause(dir: &Utf8Path, revision: &Revision, label: &str) {
     };
     let mut memory = vec![0; 1 << 20];
     memory[9_000..9_100].copy_from_slice(&bytes("memory", 100));
-    let disk =
-        if label.contains("idle") { fs::read(revision.rootfs()).expect("it is there") } else { bytes("disk", 3000) };
+    let mut disk = fs::read(revision.rootfs()).expect("it is there");
+    if !label.contains("idle") {
+        disk.resize(disk.len().max(3000), 0);
+        disk[..3000].copy_from_slice(&bytes("disk", 3000));
+    }
     for (name, bytes) in [("vmstate", bytes("state", 500)), ("mem", memory), ("disk", disk)] {
         fs::write(dir.join(name), bytes).expect("the directory takes files");
     }

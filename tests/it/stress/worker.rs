@@ -172,11 +172,11 @@ impl Worker {
             return Ok(false);
         }
         let one = &all[self.dice.roll(all.len() as u64) as usize];
-        self.store.remove(template, one, Removal::Unused).map(|()| true)
+        self.store.remove(template, one, Removal::Unused).map(|_| true)
     }
 
     fn remove_template(&mut self, template: &TemplateId) -> Result<bool> {
-        self.store.remove_template(template, Removal::Unused).map(|()| true)
+        self.store.remove_template(template, Removal::Unused).map(|_| true)
     }
 
     fn lookup(&mut self) -> Result<bool> {
