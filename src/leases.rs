@@ -1,6 +1,9 @@
 //! Who uses a revision, by name. The lock on its directory keeps it. A note tells people, and keeps it too while its
 //! process lives: a command may have closed the lock that it was started with, as `sudo` does.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::core::Core;
@@ -20,8 +23,16 @@ pub struct LeaseNoted {
     path: Utf8PathBuf,
 }
 
+/// The notes that this process has made and not yet taken away.
+static OURS: Mutex<BTreeSet<Utf8PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn ours() -> MutexGuard<'static, BTreeSet<Utf8PathBuf>> {
+    OURS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Drop for LeaseNoted {
     fn drop(&mut self) {
+        ours().remove(&self.path);
         // What stays is removed by a collection, once its process is gone.
         let _ = self.disk.unlink(&self.path);
         if let Some(dir) = self.path.parent() {
@@ -56,7 +67,10 @@ pub(crate) fn note(
                 let _ = core.disk.rmdir(&dir);
                 return Err(error.into());
             }
-            Ok(()) => return Ok(LeaseNoted { disk: core.disk.clone(), path }),
+            Ok(()) => {
+                ours().insert(path.clone());
+                return Ok(LeaseNoted { disk: core.disk.clone(), path });
+            }
         }
     }
 }
@@ -70,10 +84,13 @@ pub(crate) fn is_alive(note: &LeaseNote, here: &Identity) -> Option<bool> {
     visible.then(|| process::start_time(note.holder.pid) == Some(note.start_time))
 }
 
-/// Whether a note tells of a process that is alive for certain.
-pub(crate) fn is_of_living(note: &Utf8Path, here: &Identity) -> bool {
-    let note = read::bytes(note).ok().and_then(|bytes| LeaseNote::from_json(&bytes).ok());
-    note.is_some_and(|note| is_alive(&note, here) == Some(true))
+/// Whether a note tells of a process that is alive for certain; of this one, whether it has not given up what it noted.
+pub(crate) fn is_of_living(path: &Utf8Path, here: &Identity) -> bool {
+    let note = read::bytes(path).ok().and_then(|bytes| LeaseNote::from_json(&bytes).ok());
+    note.is_some_and(|note| {
+        let is_ours = note.holder.pid == std::process::id();
+        is_alive(&note, here) == Some(true) && (!is_ours || ours().contains(path))
+    })
 }
 
 /// Whether a living process has noted its use of a revision.
