@@ -11,6 +11,7 @@ mod gc;
 mod input;
 mod instance;
 mod keep;
+mod log;
 mod look;
 mod output;
 mod publish;
@@ -111,7 +112,7 @@ pub(crate) fn main() -> ExitCode {
     };
     raise_file_limit();
     let output = Output::new(args.json, args.quiet);
-    log(&args);
+    show_log(&args);
     match dispatch(&args, &output) {
         Ok(status) => status.into(),
         Err(failure) => {
@@ -122,18 +123,13 @@ pub(crate) fn main() -> ExitCode {
 }
 
 /// What the library logs goes to stderr: warnings, and each change to the disk for those who want to see it.
-fn log(args: &Args) {
+fn show_log(args: &Args) {
     let level = match () {
         () if args.verbose => tracing::Level::DEBUG,
         () if args.quiet => tracing::Level::ERROR,
         () => tracing::Level::WARN,
     };
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(level)
-        .without_time()
-        .with_target(false)
-        .init();
+    log::show(level);
 }
 
 /// Says what is wrong with a call, or the help that it asks for.

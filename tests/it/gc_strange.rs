@@ -237,3 +237,17 @@ fn a_file_without_an_object_is_only_noted_where_several_users_publish() {
         assert_eq!(worst, severity, "{:?}", report.findings);
     }
 }
+
+/// What the library warns of may have any name, and goes to a pipe as often as to a terminal.
+#[test]
+fn a_warning_is_one_plain_line() {
+    let place = Place::new();
+    let store = place.quick_store();
+    publish(&store, "web", &["a"]);
+    another_thing(&store.layout().current(&id("web")), |path| fs::create_dir(path).unwrap());
+    let ran = place.done(&["gc", "--dry-run"]);
+    let warnings: Vec<_> =
+        ran.err.lines().filter(|line| line.starts_with("warning: nothing is collected in")).collect();
+    assert_eq!(warnings.len(), 1, "{}", ran.err);
+    assert!(!ran.err.contains('\u{1b}') && warnings[0].contains("template web: cannot read link"), "{}", ran.err);
+}
