@@ -376,8 +376,8 @@ fn a_revision_that_somebody_holds_for_himself_alone_is_left() {
     let (adopted, left) = said(&document);
     assert_eq!(adopted, ["db@r1"]);
     assert_eq!(left.iter().map(|(path, _)| path).collect::<Vec<_>>(), dirs.iter().collect::<Vec<_>>());
-    let us = format!("in use by process {}", std::process::id());
-    assert!(left.iter().all(|(_, reason)| reason.contains(&us)), "{document}");
+    // Or a process that another test starts just now, which has our locks until it runs its program.
+    assert!(left.iter().all(|(_, reason)| reason.contains("in use by ")), "{document}");
     assert_eq!(modes(&root.join("templates/web/artifacts")), before);
     drop(locks);
     assert_eq!(newly(&adopt(&root)), ["web@r1", "web@r2"]);
