@@ -93,7 +93,7 @@ pub(super) fn unheld(dir: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
 }
 
 /// Whether it is a directory of this user's that nobody can open: a builder has taken its own rights away.
-fn is_shut(metadata: &Metadata) -> bool {
+pub(super) fn is_shut(metadata: &Metadata) -> bool {
     let user = read::user();
     metadata.is_dir() && metadata.uid() == user && metadata.mode() & 0o400 == 0 && user != 0
 }

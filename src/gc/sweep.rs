@@ -2,13 +2,12 @@
 
 use std::collections::HashSet;
 use std::io::ErrorKind::DirectoryNotEmpty;
-use std::os::unix::fs::MetadataExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::de::IgnoredAny;
 
 use super::inventory::LeftoverKind;
-use super::leftovers::{digest_of, is_dead, is_held, key_of, revision_of, take_abandoned};
+use super::leftovers::{digest_of, is_dead, is_held, is_shut, key_of, revision_of, take_abandoned};
 use super::plan::PlannedLeftover;
 use super::report::{FailedSweep, Swept};
 use crate::core::Core;
@@ -95,7 +94,7 @@ fn one(core: &Core, place: Place, heirs: &Heirs, orphans: &mut HashSet<u64>) -> 
         (LeftoverKind::Trash, _) => empty(core, path, orphans),
         (LeftoverKind::Draft, _) => {
             let Some(metadata) = read::metadata_if_there(path)? else { return Ok(None) };
-            if metadata.is_dir() && metadata.uid() == read::user() {
+            if is_shut(&metadata) {
                 core.disk.open_up(path, &metadata)?;
             }
             let Some(_held) = take_abandoned(path)? else { return Ok(None) };
