@@ -273,7 +273,7 @@ fn read_like_mvm(root: &Utf8Path, template: &str) -> (String, Vec<Vec<u8>>) {
     let revision = target.strip_prefix("revisions/").expect("its text is what mvm takes apart").to_owned();
     let artifacts = dir.join("artifacts").join(&revision);
     let record = fs::read(artifacts.join("revision.json")).unwrap();
-    let record: mvm_core::template::TemplateRevision = serde_json::from_slice(&record).expect("mvm reads the record");
+    let record: template_store::TemplateRevision = serde_json::from_slice(&record).expect("mvm reads the record");
     assert_eq!(record.revision_hash, revision);
     let paths = record.artifact_paths;
     let files = [paths.vmlinux, paths.rootfs, paths.fc_base_config].map(|name| fs::read(artifacts.join(name)).unwrap());

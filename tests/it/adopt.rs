@@ -5,10 +5,10 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use mvm_core::template as mvm;
 use serde_json::{Value, json};
 use template_store::{
-    Action, Adopted, BuildInputs, Error, ErrorKind, Layout, Note, Revision, RevisionId, Store, StoreOptions, TemplateId,
+    Action, Adopted, BuildInputs, Error, ErrorKind, Layout, Note, Revision, RevisionId, Store, StoreOptions,
+    TemplateId, TemplateRevision, TemplateSpec,
 };
 
 use crate::program::mvm_directory;
@@ -77,14 +77,14 @@ pub fn all_bytes(root: &Utf8Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// Reads the current revision as mvm 0.11 does.
-pub fn mvm_current(root: &Utf8Path, template: &str) -> mvm::TemplateRevision {
+pub fn mvm_current(root: &Utf8Path, template: &str) -> TemplateRevision {
     let dir = root.join("templates").join(template);
-    let spec: mvm::TemplateSpec = serde_json::from_slice(&fs::read(dir.join("template.json")).unwrap()).unwrap();
+    let spec: TemplateSpec = serde_json::from_slice(&fs::read(dir.join("template.json")).unwrap()).unwrap();
     assert_eq!(spec.template_id, template);
     let target = fs::read_link(dir.join("current")).unwrap();
     let target = target.to_str().unwrap();
     let artifacts = dir.join("artifacts").join(target.strip_prefix("revisions/").unwrap_or(target));
-    let record: mvm::TemplateRevision =
+    let record: TemplateRevision =
         serde_json::from_slice(&fs::read(artifacts.join("revision.json")).unwrap()).expect("mvm reads the record");
     for name in [&record.artifact_paths.vmlinux, &record.artifact_paths.rootfs, &record.artifact_paths.fc_base_config] {
         assert!(artifacts.join(name).is_file(), "{artifacts}/{name}");

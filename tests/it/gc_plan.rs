@@ -11,8 +11,7 @@ use template_store::gc::{
     Space, Standing, TemplateState, Verdict, plan,
 };
 
-use crate::oracle::remembered;
-use crate::support::id;
+use crate::support::{id, remembered};
 use world::{Named, after, brute_force, inventory, name, now, plain_policy, policy};
 
 fn going(plan: &GcPlan) -> HashSet<Named> {

@@ -12,8 +12,7 @@ use template_store::{
     RevisionRecord, Role, TemplateConfig, TemplateId, TemplateSpec,
 };
 
-use crate::oracle::remembered;
-use crate::support::{Place, assert_error, build, bytes, draft, flake_lock, id, image, inputs};
+use crate::support::{Place, assert_error, build, bytes, draft, flake_lock, id, image, inputs, remembered};
 
 /// A name that parses prints as it was written; the JSON of both kinds is the text, and checks it too.
 fn assert_round_trip<T>(text: &str) -> bool

@@ -11,12 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use mvm_core::template as mvm;
 use serde_json::Value;
 use template_store::observe::{Observer, Op, Verdict};
 use template_store::{
     Digest, ErrorKind, Removal, Result, Revision, Snapshot, SnapshotFiles, SnapshotOptions, SnapshotRecord, Store,
-    StoreOptions, TemplateKind,
+    StoreOptions, TemplateKind, TemplateRevision,
 };
 
 use crate::support::{
@@ -157,7 +156,7 @@ fn mvm_finds_the_files_and_the_field() {
     let paused = Paused::new();
     let snapshot = paused.attach();
     let dir = paused.revision().path();
-    let record: mvm::TemplateRevision = serde_json::from_slice(&fs::read(dir.join("revision.json")).unwrap()).unwrap();
+    let record: TemplateRevision = serde_json::from_slice(&fs::read(dir.join("revision.json")).unwrap()).unwrap();
     let field = record.snapshot.expect("it names the snapshot");
     assert_eq!((field.vcpus, field.mem_mib, field.boot_args.as_str()), (2, MEM_MIB, "quiet"));
     assert_eq!(field.mem_size_bytes, fs::metadata(dir.join("snapshot/mem.bin")).unwrap().len());

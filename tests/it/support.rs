@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use proptest::test_runner::{Config as ProptestConfig, FileFailurePersistence};
 use template_store::{
     Attempt, Build, BuildInputs, BuildOptions, Digest, Draft, Durability, Error, ErrorKind, Layout, Note, Progress,
     Result, Revision, Store, StoreOptions, TemplateId,
@@ -363,4 +364,10 @@ pub fn assert_error<T: Debug>(result: Result<T>, kind: ErrorKind, words: &[&str]
     for word in words {
         assert!(error.to_string().contains(word), "{word:?} is not in {error}");
     }
+}
+
+/// A property test that keeps the cases on which it failed in this file, and tries them first at the next time.
+pub fn remembered(file: &'static str) -> ProptestConfig {
+    let persistence = FileFailurePersistence::Direct(file);
+    ProptestConfig { failure_persistence: Some(Box::new(persistence)), ..ProptestConfig::default() }
 }

@@ -1,0 +1,1 @@
+//! Compares the store's documents, paths and cache keys with those of mvm-core; see `tests/oracle.rs`.
