@@ -13,6 +13,7 @@ use camino::Utf8Path;
 use template_store::gc::{GcReport, SkipReason};
 use template_store::{Removal, Store};
 
+use crate::proof;
 use crate::sound::{assert_sound, assert_undamaged};
 use crate::support::{Place, Ran, until};
 use worker::{assert_current_right, work};
@@ -28,7 +29,7 @@ fn nothing_is_missed_while_collections_run_beside_everything() {
         let (seed, root) = words.split_once(' ').unwrap();
         return work(Utf8Path::new(root), seed.parse().unwrap());
     }
-    let seconds = std::env::var("STRESS_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
+    let seconds = proof::scaled(4, 60) as u64;
     let place = Place::new();
     let store = place.quick_store();
     let vms = place.join("vms");

@@ -6,7 +6,7 @@
 //! in `powercut`, is what there is from then on, and it must be as before the step or as after it.
 //!
 //! ```sh
-//! TEMPLATE_STORE_SEQUENCES=1000 cargo test --test it machine -- --nocapture   # many, others each time
+//! PROOF=all cargo test --test it machine -- --nocapture   # many, others each time
 //! ```
 
 mod bugs;
@@ -37,8 +37,11 @@ use steps::Transition;
 use sut::Sut;
 use tally::Tally;
 
-/// How many sequences are tried with each `cargo test`.
+use crate::proof;
+
+/// How many sequences are tried with each `cargo test`, and how many when all is tried.
 const SEQUENCES: u32 = 64;
+const MANY_SEQUENCES: usize = 1200;
 
 /// How many steps a sequence has.
 const LENGTH: std::ops::RangeInclusive<usize> = 20..=30;
@@ -76,11 +79,6 @@ impl StateMachineTest for Machine {
     }
 }
 
-/// How many sequences are asked for, where more than usual are.
-fn asked_for() -> Option<u32> {
-    std::env::var("TEMPLATE_STORE_SEQUENCES").ok()?.parse().ok()
-}
-
 /// Keeps what fails. What failed before is tried again in one part of a run only.
 #[derive(Debug, Clone, PartialEq)]
 struct Keeper {
@@ -112,8 +110,9 @@ impl FailurePersistence for Keeper {
 
 /// The usual sequences are the same each time, so that what they reach is known.
 fn config(part: u32) -> Config {
-    let cases = asked_for().unwrap_or(SEQUENCES).div_ceil(AT_ONCE);
-    let rng_seed = if asked_for().is_some() { RngSeed::Random } else { RngSeed::Fixed(u64::from(part)) };
+    let sequences = proof::scaled(SEQUENCES as usize, MANY_SEQUENCES);
+    let cases = u32::try_from(sequences).expect("they are not that many").div_ceil(AT_ONCE);
+    let rng_seed = if proof::quick() { RngSeed::Fixed(u64::from(part)) } else { RngSeed::Random };
     let file = FileFailurePersistence::Direct("proptest-regressions/machine.txt");
     let keeper = Keeper { file, tries_again: part == 0 };
     Config { cases, rng_seed, failure_persistence: Some(Box::new(keeper)), ..Config::default() }

@@ -21,16 +21,17 @@ use super::recorder::{Log, Recorder};
 use super::scenarios::{Recorded, Scenario, record};
 use super::states::{Explorer, Limits, State};
 use super::view::View;
+use crate::proof;
 
 /// An act that is killed after each of its steps, and the one that follows.
 #[derive(Debug)]
-struct Killed {
+pub struct Killed {
     before: &'static [Act],
     killed: &'static [Act; 1],
     then: Act,
 }
 
-const KILLED: &[Killed] = &[
+pub const KILLED: &[Killed] = &[
     Killed { before: &[], killed: &[Init], then: Init },
     Killed { before: &[], killed: &[Init], then: Create("web") },
     Killed { before: &[Init], killed: &[Create("web")], then: Create("web") },
@@ -94,17 +95,22 @@ const KEEP: Act = Pin("keep", "web", "three", Always);
 const ONE: Act = Build("web", "one");
 const THREE: Act = Build("web", "three");
 
-/// Every act of [`KILLED`], killed after every step, with what the next process did.
-pub fn record_killed(scratch: &Scratch) -> Vec<Recorded> {
-    let play = |killed: &Killed| -> Vec<Recorded> {
-        let scenario = Scenario { name: "", before: killed.before, acts: killed.killed };
+impl Killed {
+    pub fn name(&self) -> String {
+        format!("{:?} is killed, then {:?}", self.killed[0], self.then)
+    }
+
+    /// The act, killed after each of its steps, with what the next process did. Only kills with a chosen number are
+    /// recorded.
+    pub fn record(&self, scratch: &Scratch, chosen: impl Fn(usize) -> bool) -> Vec<Recorded> {
+        let scenario = Scenario { name: "", before: self.before, acts: self.killed };
         let whole = record(&scenario, scratch);
         // A sync changes nothing that the next process could see.
         let visible = |step: &Step| !matches!(step, Step::Fsync(_) | Step::FsyncDir(_) | Step::Ack);
         let steps = (1..=whole.log.entries.len()).filter(|&steps| visible(&whole.log.entries[steps - 1].step));
-        steps.filter_map(|steps| kill_after(&whole, steps, killed, scratch)).collect()
-    };
-    in_parallel(KILLED, play).into_iter().flatten().collect()
+        let steps = steps.enumerate().filter(|(number, _)| chosen(*number)).map(|(_, steps)| steps);
+        steps.filter_map(|steps| kill_after(&whole, steps, self, scratch)).collect()
+    }
 }
 
 /// `None` when the second act has nothing to work on yet.
@@ -169,7 +175,9 @@ pub fn states_of(log: &Log, cuts: Cuts, limits: Limits, known: &HashSet<u64>) ->
 #[test]
 fn who_goes_on_after_a_killed_process_tells_only_of_what_lasts() {
     let scratch = Scratch::new();
-    let recorded = record_killed(&scratch);
+    let rows: Vec<(usize, &Killed)> = KILLED.iter().enumerate().collect();
+    let recorded = in_parallel(&rows, |(row, killed)| killed.record(&scratch, |kill| proof::chosen(row + kill, 8)));
+    let recorded: Vec<Recorded> = recorded.into_iter().flatten().collect();
     let checked = in_parallel(&recorded, |recorded| {
         let states = recorded.states();
         let broken = states.iter().find_map(|state| recorded.broken(state, &scratch));
@@ -182,5 +190,5 @@ fn who_goes_on_after_a_killed_process_tells_only_of_what_lasts() {
     let lines = broken.iter().flat_map(|text| text.lines().next()).chain(broken.first().map(|text| text.as_str()));
     let first: Vec<&str> = lines.collect();
     assert!(broken.is_empty(), "{} kills break promises, such as\n{}", broken.len(), first.join("\n"));
-    assert!(recorded.len() >= 200, "{} kills are too few", recorded.len());
+    assert!(recorded.len() >= proof::scaled(70, 600), "{} kills are too few", recorded.len());
 }

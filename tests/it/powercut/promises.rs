@@ -16,7 +16,7 @@ use super::snapshots;
 use super::states::State;
 use super::world::{Broken, Template, World};
 
-/// A directory for trees that live for a moment: in memory where that can be had.
+/// A directory for trees that live for a moment: in memory where that can be had, unless `PROOF_ON_DISK` is set.
 #[derive(Debug)]
 pub struct Scratch {
     dir: tempfile::TempDir,
@@ -25,15 +25,11 @@ pub struct Scratch {
 
 impl Scratch {
     pub fn new() -> Self {
-        tempfile::tempdir_in("/dev/shm").map_or_else(|_| Self::on_disk(), Self::in_dir)
-    }
-
-    /// On the file system of temporary files, where it matters what that can do.
-    pub fn on_disk() -> Self {
-        Self::in_dir(tempfile::tempdir().expect("there is a place for temporary files"))
-    }
-
-    fn in_dir(dir: tempfile::TempDir) -> Self {
+        let in_memory = match std::env::var_os("PROOF_ON_DISK") {
+            None => tempfile::tempdir_in("/dev/shm").ok(),
+            Some(_) => None,
+        };
+        let dir = in_memory.unwrap_or_else(|| tempfile::tempdir().expect("there is a place for temporary files"));
         Self { dir, used: AtomicUsize::new(0) }
     }
 

@@ -7,17 +7,42 @@ use super::recorder::{Entry, Log};
 /// Gives the logs of a store with this fault, one for each place where it could have it.
 pub type Reorder = fn(&Log) -> Vec<Mutated>;
 
-pub const REORDERINGS: &[(&str, Reorder)] = &[
-    ("`current` is swapped before `artifacts/` is synced", swap_before_artifacts),
-    ("`current` is removed and made anew", unlink_and_symlink),
-    ("the log is written after `current` is swapped", log_after_swap),
-    ("a file becomes an object before it is synced", object_before_sync),
-    ("a file becomes an object, another draft takes it, and it is never synced", object_never_synced),
-    ("a revision is visible before its record is written", rename_before_record),
-    ("a removed revision is deleted before the move is durable", delete_before_sync),
-    ("a removed revision is deleted where it is", delete_in_place),
-    ("a revision is pinned before its name is durable", pin_before_artifacts),
-    ("a snapshot is taken away before the next one is there", snapshot_in_two_steps),
+/// With the scenario, or the kills, that show it.
+pub const REORDERINGS: &[(&str, &str, Reorder)] = &[
+    (
+        "`current` is swapped before `artifacts/` is synced",
+        "reuse for a template of the same size",
+        swap_before_artifacts,
+    ),
+    ("`current` is removed and made anew", "activate an earlier revision", unlink_and_symlink),
+    ("the log is written after `current` is swapped", "activate an earlier revision", log_after_swap),
+    (
+        "a file becomes an object before it is synced",
+        "pull a second revision, one file of which is known",
+        object_before_sync,
+    ),
+    (
+        "a file becomes an object, another draft takes it, and it is never synced",
+        "two builders seal the same files",
+        object_never_synced,
+    ),
+    (
+        "a revision is visible before its record is written",
+        "reuse for a template of the same size",
+        rename_before_record,
+    ),
+    ("a removed revision is deleted before the move is durable", "remove a revision", delete_before_sync),
+    ("a removed revision is deleted where it is", "remove a revision", delete_in_place),
+    (
+        "a revision is pinned before its name is durable",
+        "MoveIn(\"web\", \"three\") is killed, then Pin(\"keep\", \"web\", \"three\", Always)",
+        pin_before_artifacts,
+    ),
+    (
+        "a snapshot is taken away before the next one is there",
+        "attach a snapshot of a VM that wrote nothing, then another one",
+        snapshot_in_two_steps,
+    ),
 ];
 
 /// The places at which `current` is swapped, the template, and the inode of the new link.

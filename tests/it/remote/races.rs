@@ -6,6 +6,7 @@ use std::sync::Arc;
 use template_store::{Error, Move, PushOptions, RemoteError, RevisionId, Store};
 
 use super::{Kind, assert_sound, current, host, publish, pull, with_each};
+use crate::proof;
 use crate::support::{Place, id};
 
 const PUSHERS: usize = 8;
@@ -53,8 +54,8 @@ fn small(place: &Place, store: &Store, label: &str) {
 #[test]
 fn of_many_who_push_at_once_one_wins() {
     race(&Place::new(), &Kind::Memory(Arc::default()), 50);
-    // A server waits longer for each: `REMOTE_ROUNDS=50` is for who has the time.
-    let rounds = std::env::var("REMOTE_ROUNDS").map_or(3, |rounds| rounds.parse().unwrap());
+    // A server takes longer for each.
+    let rounds = proof::scaled(3, 50);
     with_each(&Place::new(), |place, kind| race(place, kind, rounds));
 }
 

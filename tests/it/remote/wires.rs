@@ -1,6 +1,6 @@
 //! A real server behind a bad wire: the remote is as it was, or as it was to be, and so is the store.
 //!
-//! `REMOTE_FAULTS=all` tries every request; without it, every fourth. Each is tried with every fault.
+//! A sample has every fourth request, and [`proof`] says which others. Each fault befalls another one of them.
 
 use std::sync::Arc;
 
@@ -9,18 +9,15 @@ use template_store::{Remote, Revision, Store};
 use super::server::{self, Bucket};
 use super::wire::{FAULTS, Fault, When, Wire};
 use super::{assert_sound, current, host, publish, publish_of, pull, push};
+use crate::proof;
 use crate::support::{Place, assert_clean, assert_right};
 
 const SMALL: usize = 300_000;
 
-fn every() -> usize {
-    if std::env::var("REMOTE_FAULTS").is_ok_and(|all| all == "all") { 1 } else { 4 }
-}
-
 /// The faults and the requests of so many that they befall: some once, some from then on, which no retry helps against.
 fn injections(requests: usize) -> impl Iterator<Item = (Fault, When)> {
     FAULTS.into_iter().enumerate().flat_map(move |(number, fault)| {
-        let mine = move |at: &usize| (at + number).is_multiple_of(every());
+        let mine = move |at: &usize| proof::chosen(at + number, 4);
         let once = (0..requests).filter(mine).map(When::Once);
         // To find out that nobody answers takes as long as one waits.
         let rarely = if fault == Fault::Silent { 4 } else { 2 };
