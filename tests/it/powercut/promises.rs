@@ -25,11 +25,15 @@ pub struct Scratch {
 
 impl Scratch {
     pub fn new() -> Self {
+        // Whoever kills a test can tell from the name what it leaves in memory.
+        let mut named = tempfile::Builder::new();
+        let prefix = format!("template-store-test.{}.", std::process::id());
+        let named = named.prefix(&prefix);
         let in_memory = match std::env::var_os("PROOF_ON_DISK") {
-            None => tempfile::tempdir_in("/dev/shm").ok(),
+            None => named.tempdir_in("/dev/shm").ok(),
             Some(_) => None,
         };
-        let dir = in_memory.unwrap_or_else(|| tempfile::tempdir().expect("there is a place for temporary files"));
+        let dir = in_memory.unwrap_or_else(|| named.tempdir().expect("there is a place for temporary files"));
         Self { dir, used: AtomicUsize::new(0) }
     }
 
