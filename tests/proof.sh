@@ -506,12 +506,10 @@ acceptance_here() { # KIND WHO quick|whole
 }
 
 power_cuts() { # KIND
-  local states=1000
-  if ((shares > 1)); then states=$((1000 / shares)); fi
   needs_root "cut the power of a file system"
   needs qemu-storage-daemon "qemu-utils of the backports, or qemu-system-common"
   build_program
-  CUTS_PROGRAM=$program CUTS_SEED=$share tests/cuts/run.sh "$1" "$states"
+  CUTS_PROGRAM=$program PROOF=$(extent) tests/cuts/run.sh "$1" 1000
 }
 
 mvm() { CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target} cargo test --manifest-path tests/mvm/Cargo.toml; }
@@ -548,7 +546,6 @@ is_due() {
     acceptance-*) for number in "${!combinations[@]}"; do
       if [[ acceptance-${combinations[number]} == "$name" ]]; then in_slice $((number + 3)); return; fi
     done ;;
-    cuts-*) [[ $name == "cuts-${cut_kinds[share % 3]}" ]] ;;
     mvm) in_slice 0 || changed tests/mvm src/format src/id.rs src/layout.rs src/template.rs ;;
     fuzz) in_slice 1 ;;
     *) return 0 ;;

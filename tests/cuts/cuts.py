@@ -111,7 +111,8 @@ class Worker:
         first = next(number for number, entry in enumerate(entries) if entry.end > self.first)
         last = max(number for number, entry in enumerate(entries) if entry.end <= self.last)
         choice = Choice(self.log, first, last, lambda cut: self.promises.at(entries[cut].end))
-        return choice.choose(self.options.states, f"{self.options.seed}.{self.options.worker}")
+        share, shares = (int(number) for number in self.options.share.split("/"))
+        return choice.choose(self.options.states, f"{self.options.seed}.{self.options.worker}")[share - 1 :: shares]
 
     def check_all(self, states):
         """Checks each state; gives (state, what is broken) of those that are."""
@@ -209,6 +210,7 @@ def arguments():
     parser.add_argument("--program", required=True)
     parser.add_argument("--scratch", required=True, help="an empty directory, in memory if possible")
     parser.add_argument("--states", type=int, required=True)
+    parser.add_argument("--share", default="1/1", help="K/N: check the K-th of N shares of the states")
     parser.add_argument("--durability", choices=("full", "none"), default="full")
     parser.add_argument("--seed", default="1")
     parser.add_argument("--worker", type=int, default=0)

@@ -12,6 +12,7 @@
 #   CUTS_PROGRAM  the built template-store (default: it is built)
 #   CUTS_WORKERS  so many recordings, checked at the same time (default: one a core)
 #   CUTS_SEED     another choice among the writes that were not flushed
+#   PROOF         K/N: only the K-th of N shares of the states, and one of the syncs
 #   CUTS_KEEP     where the disks of broken states are left
 #                 (default: /var/tmp/template-store-cuts)
 #   CI            set where it must run: then it fails when something is missing
@@ -21,11 +22,15 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 kind=${1:-}
 states=${2:-1000}
 workers=${CUTS_WORKERS:-$(nproc)}
+share=1 shares=1 syncs=({1..6})
+if [[ ${PROOF:-} == */* ]]; then
+  share=${PROOF%/*} shares=${PROOF#*/} syncs=($(((${PROOF%/*} - 1) % 6 + 1)))
+fi
 
 case $kind in
   ext4 | xfs | btrfs) ;;
   *)
-    sed -n '2,21s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,22s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
     exit 2
     ;;
 esac
@@ -104,28 +109,28 @@ report() {
 
 # cut NAME kept|broken STATES TITLE [OPTION...]: shared out among the workers.
 cut() {
-  local name=$1 expected=$2 wanted=$3 title=$4 number reports=()
+  local name=$1 expected=$2 wanted=$3 title=$4 each=$((($3 + workers - 1) / workers)) number reports=()
   shift 4
   for ((number = 0; number < workers; number++)); do
-    start "$name.$number" $(((wanted + workers - 1) / workers)) "$number" "$@"
+    start "$name.$number" "$each" "$number" "$@"
     reports+=("$scratch/$name.$number.json")
   done
   wait_for_all
-  report "$title" "$expected" "$wanted" "${reports[@]}"
+  report "$title" "$expected" $((each / shares * workers)) "${reports[@]}"
 }
 
-cut kept kept "$states" "as it is" --keep "${CUTS_KEEP:-/var/tmp/template-store-cuts}"
+cut kept kept "$states" "as it is" --share "$share/$shares" --keep "${CUTS_KEEP:-/var/tmp/template-store-cuts}"
 
 # What must be seen as broken. There is one state in which it is, or the checks are
 # blind; not all of them are looked at.
 cut none broken 100 "durability none" --durability none --enough 100
 # The later syncs of a call are not seen to be missing on every file system: what
 # they write, the next sync in the same journal writes as well.
-for sync in {1..6}; do
+for sync in "${syncs[@]}"; do
   start "without.$sync" 1 0 --without "$sync" --enough 1
   if ((sync % workers == 0)); then wait_for_all; fi
 done
 wait_for_all
-for sync in {1..6}; do
+for sync in "${syncs[@]}"; do
   report "the sync number $sync of each call left out" broken 1 "$scratch/without.$sync.json"
 done

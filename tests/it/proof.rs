@@ -32,11 +32,6 @@ pub fn quick() -> bool {
     *EXTENT == Extent::Sample
 }
 
-/// Whether all is asked for.
-pub fn whole() -> bool {
-    *EXTENT == Extent::All
-}
-
 /// Whether this run does the case with this number; a sample has every `sparse`th one.
 pub fn chosen(index: usize, sparse: usize) -> bool {
     is_chosen(*EXTENT, index, sparse)

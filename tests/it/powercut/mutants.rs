@@ -189,23 +189,27 @@ impl<'s> Originals<'s> {
         Self { scratch, scenarios, kills }
     }
 
-    /// The scenarios with this name, or with any.
-    fn scenarios(&self, name: Option<&str>) -> impl Iterator<Item = &Original> {
-        let numbers =
-            (0..SCENARIOS.len()).filter(move |number| name.is_none_or(|name| SCENARIOS[*number].name == name));
-        numbers.map(|number| {
-            let made = || Original::of_scenario(record(&SCENARIOS[number], self.scratch));
-            self.scenarios[number].get_or_init(made)
+    fn scenarios(&self, chosen: impl Fn(usize) -> bool) -> impl Iterator<Item = &Original> {
+        (0..SCENARIOS.len()).filter(move |number| chosen(*number)).map(|number| {
+            let recorded = || Original::of_scenario(record(&SCENARIOS[number], self.scratch));
+            self.scenarios[number].get_or_init(recorded)
         })
     }
 
-    /// The kills with this name, or with any.
-    fn kills(&self, name: Option<&str>) -> impl Iterator<Item = &Original> {
-        let rows = (0..KILLED.len()).filter(move |row| name.is_none_or(|name| KILLED[*row].name() == name));
-        rows.flat_map(|row| {
+    fn kills(&self, chosen: impl Fn(usize) -> bool) -> impl Iterator<Item = &Original> {
+        (0..KILLED.len()).filter(move |row| chosen(*row)).flat_map(|row| {
             let recorded = || KILLED[row].record(self.scratch, |_| true);
             self.kills[row].get_or_init(|| recorded().into_iter().map(Original::of_killed).collect())
         })
+    }
+
+    fn named(&self, name: &str) -> impl Iterator<Item = &Original> {
+        let kills = self.kills(move |row| KILLED[row].name() == name);
+        self.scenarios(move |number| SCENARIOS[number].name == name).chain(kills)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Original> {
+        self.scenarios(|_| true).chain(self.kills(|_| true))
     }
 }
 
@@ -239,18 +243,15 @@ impl Mutant {
         let mut verdict = Verdict { name, fate, applied: 0, caught: None };
         match fate {
             Caught(witness) => {
-                let first = originals.scenarios(Some(witness)).chain(originals.kills(Some(witness)));
-                let others = originals.scenarios(None).chain(originals.kills(None));
-                self.search(first.chain(others), usize::MAX, originals.scratch, &mut verdict);
+                let first = originals.named(witness).chain(originals.all());
+                self.search(first, usize::MAX, originals.scratch, &mut verdict);
             }
             // That nothing is found where nothing is to be found needs no long search in each log.
-            Harmless(_) if proof::quick() => {
-                let some = originals.scenarios(None).step_by(5);
-                self.search(some, 5, originals.scratch, &mut verdict);
-            }
             Harmless(_) => {
-                let all = originals.scenarios(None).chain(originals.kills(None));
-                self.search(all, 20, originals.scratch, &mut verdict);
+                let scenarios = originals.scenarios(|number| number % 5 == 0 || proof::chosen(number, 5));
+                let kills = originals.kills(|row| !proof::quick() && proof::chosen(row, 1));
+                let most = if proof::quick() { 5 } else { 20 };
+                self.search(scenarios.chain(kills), most, originals.scratch, &mut verdict);
             }
         }
         verdict
@@ -308,10 +309,8 @@ fn every_mutant_breaks_a_promise() {
     let scratch = Scratch::new();
     let originals = Originals::new(&scratch);
     let verdicts = in_parallel(&Mutant::all(), |mutant| mutant.judge(&originals));
-    originals.scenarios(None).for_each(assert_all_are_named);
-    if proof::whole() {
-        originals.kills(None).for_each(assert_all_are_named);
-    }
+    originals.scenarios(|_| true).for_each(assert_all_are_named);
+    originals.kills(|row| !proof::quick() && proof::chosen(row, 1)).for_each(assert_all_are_named);
     // Straight to the terminal: the table is to be seen even when all is well.
     let mut out = std::io::stderr();
     for verdict in &verdicts {
