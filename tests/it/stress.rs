@@ -1,6 +1,6 @@
 //! Many processes publish, reuse, hold, activate, pin and remove while others collect: nobody notices.
 //!
-//! `STRESS_SECONDS` says for how long; 5 unless said otherwise.
+//! For some seconds, or as long as [`proof`] says.
 
 mod worker;
 
