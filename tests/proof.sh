@@ -479,6 +479,7 @@ other_tests() { long_tests --skip powercut --skip faults --skip machine --skip r
 # there only where files are cloned.
 tests_on() { # KIND WHO
   local binary
+  needs_root "mount file systems"
   binary=$(test_binary)
   on "$1" "$2" tests_here "$2" "$binary" "$1"
 }
@@ -492,6 +493,7 @@ tests_here() { # WHO BINARY KIND
 }
 
 acceptance() { # KIND WHO quick|whole
+  needs_root "mount file systems"
   build_program
   on "$1" "$2" acceptance_here "$@"
 }
@@ -553,7 +555,7 @@ is_due() {
 }
 
 # What has passed is known by this: the commit, what differs from it, and the slice.
-key=$(git rev-parse HEAD 2>/dev/null || echo none)-$(git status --porcelain 2>/dev/null | cat - <(git diff HEAD 2>/dev/null) | sha1sum | cut -c 1-12)-$share/$shares
+key=$({ git rev-parse HEAD && git status --porcelain && git diff HEAD; } 2>/dev/null | sha1sum | cut -c 1-16 || true)-$share/$shares
 
 trap finish EXIT
 trap 'exit 130' INT TERM HUP
