@@ -39,7 +39,7 @@ cut_kinds=(ext4 xfs btrfs)
 # NAME COMMAND... # what it does
 parts() {
   cat <<'PARTS'
-format              cargo fmt --check  # formatting
+format              cargo fmt --all --check  # formatting
 clippy              clippy  # lints, of all features and of the bare library
 docs                docs  # documentation without warnings
 bare                bare_library  # the bare library has no clap and no tokio
@@ -514,7 +514,7 @@ power_cuts() { # KIND
   CUTS_PROGRAM=$program PROOF=$(extent) tests/cuts/run.sh "$1" 1000
 }
 
-mvm() { CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target} cargo test --manifest-path tests/mvm/Cargo.toml; }
+mvm() { cargo test -p template-store-mvm; }
 
 fuzz() {
   local target

@@ -20,7 +20,6 @@ fn id<T: FromStr<Err: Debug>>(text: &str) -> T {
     text.parse().unwrap()
 }
 
-
 fn json_of<T: Serialize>(value: &T) -> Value {
     serde_json::to_value(value).unwrap()
 }
