@@ -227,7 +227,7 @@ not_mvm() {
 }
 check "a directory that mvm did not make is refused" not_mvm
 
-kills=$((${ACCEPT_KILLS:-200} / 5))
+adopt_kills=$((kills / 5 + 1))
 killed_adopt() {
   local round pid micros hit=0 code whole start
   again
@@ -235,7 +235,7 @@ killed_adopt() {
   "$program" adopt "$store" >/dev/null 2>&1
   whole=$((${EPOCHREALTIME/./} - start))
   # On until a third met it at work: how long it takes differs from one time to the next.
-  for ((round = 0; round < kills || (hit * 3 < kills && round < kills * 10); round++)); do
+  for ((round = 0; round < adopt_kills || (hit * 3 < adopt_kills && round < adopt_kills * 10); round++)); do
     again
     # Killed once or twice on the way.
     for _ in 1 2; do
@@ -256,7 +256,7 @@ killed_adopt() {
     adopted
     state_of_tree "$store" | diff "$work/mvm-whole" - || die "round $round: it came out otherwise"
   done
-  [[ $((hit * 3)) -ge $kills ]] || die "only $hit of $kills kills met an adoption at work"
+  [[ $((hit * 3)) -ge $adopt_kills ]] || die "only $hit of $adopt_kills kills met an adoption at work"
 }
 # Names, modes, sizes and link counts; but not of what holds times.
 state_of_tree() {
@@ -265,5 +265,5 @@ state_of_tree() {
 again
 "$program" adopt "$store" >/dev/null
 state_of_tree "$store" >"$work/mvm-whole"
-check "killed $kills times and run again: the same comes out each time" killed_adopt
+check "killed $adopt_kills times and run again: the same comes out each time" killed_adopt
 rm -rf "$seed" "$store" "$outside"

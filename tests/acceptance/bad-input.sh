@@ -149,7 +149,6 @@ build good good-2 -- "$tools/small-image" good-2 >/dev/null
 rev=$(ts --json history good | field revision)
 if [[ $(id -u) == 0 ]]; then
   mount --bind "$store" "$store"
-  mounts+=("$store")
   mount -o remount,ro,bind "$store"
 else
   chmod -R a-w "$store"

@@ -2,10 +2,9 @@
 # and its bytes are those that df shows.
 
 # A store as large as a site's, on a file system of its own where there is one.
-revisions=${ACCEPT_REVISIONS:-1000}
-templates=100
+templates=$((revisions < 1000 ? (revisions + 9) / 10 : 100))
 each=$((revisions / templates))
-[[ $each -ge 8 ]] || die "ACCEPT_REVISIONS must be 800 or more"
+[[ $each -ge 8 ]] || die "ACCEPT_REVISIONS must be 80 or more"
 if own_disk 1024; then
   store=$disk/store
 else

@@ -1,7 +1,7 @@
 # Instances: private and writable where a VM writes, shared where it reads, and
 # never a way into the store.
 
-number=${ACCEPT_INSTANCES:-40}
+number=$instances
 use instances
 vms=$dir/vms
 mkdir -p "$vms"
@@ -16,13 +16,13 @@ elsewhere() {
   for place in ${ACCEPT_SMALL:-} /dev/shm /tmp /var/tmp; do
     if [[ -w $place && $(stat -c %d "$place") != $(stat -c %d "$dir") ]]; then
       other=$(mktemp -d "$place/template-store-vms.XXXXXX")
+      tidy "$other"
       return
     fi
   done
   other=
 }
 elsewhere
-trap 'rm -rf "$other"; cleanup' EXIT
 
 revision() { echo "$store/templates/${1%@*}/artifacts/${1#*@}"; }
 
@@ -520,7 +520,7 @@ check "with all instances gone, verify is clean and the digests are those that b
 use many
 mkdir -p "$vms"
 if [[ $clones == no && $number -gt 12 ]]; then number=12; fi # each is a copy
-check "a 1 GiB image is published" publish large r1 "large" 1024 16
+check "an image of $mib MiB is published" publish large r1 "large" "$mib" 16
 used_here() {
   sync -f "$dir"
   echo $(($(stat -f -c '(%b - %f) * %S' "$dir")))
@@ -603,4 +603,3 @@ if [[ -n ${ACCEPT_ALONE:-} && $(stat -f -c %T "$dir") != btrfs ]]; then
   check "and the disk has its blocks again" given_back
 fi
 rm -rf "$vms" "$store" "$other"
-trap cleanup EXIT

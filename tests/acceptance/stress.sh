@@ -1,7 +1,7 @@
 # Eight processes publish, build, lease, activate, pin and remove in fifty
 # templates, while collections and verifications run all the time.
 
-seconds=${STRESS:-15}
+seconds=${STRESS:-$(if [[ $scale == quick ]]; then echo 4; else echo 15; fi)}
 use stress
 ts init >/dev/null
 for number in {0..7}; do lock "stress-$number" >/dev/null; done
