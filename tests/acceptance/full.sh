@@ -105,31 +105,6 @@ if [[ -n $disk ]]; then
   }
   check "with free blocks all works, and verify is clean" works_on
 
-  # Not so full that nothing can be begun: each publication is all or nothing.
-  little_by_little() {
-    local code number
-    fill_disk "$spare"
-    for ((number = 0; number < 40; number++)); do
-      # 8 to 32 KiB more each time, until a publication fits.
-      rm -f "$disk/crumb.$((2 * number))" "$disk/crumb.$((2 * number + 1))"
-      truncate -s -16384 "$disk/ballast"
-      code=0
-      ts --quiet publish steps "$dir/full/$((number % 2 + 1))" --revision "s$number" >/dev/null 2>"$work/error" || code=$?
-      case $code in
-        0) published=$((published + 1)) ;;
-        1) grep -qi space "$work/error" || die "$(cat "$work/error")" ;;
-        *) die "exit code $code: $(cat "$work/error")" ;;
-      esac
-      if [[ $published == 3 ]]; then break; fi
-    done
-    [[ $published == 3 && $number -gt 3 ]] || die "$published publications in $number steps"
-    expect 0 '"clean": *true' ts --json verify
-    leaves_nothing "$store"
-    all_right "$store"
-  }
-  published=0
-  check "as blocks become free one after the other, each publication succeeds or leaves nothing" little_by_little
-  empty_disk
   chmod -R u+w "$store"
   rm -rf "$store" "$dir/full"
 fi

@@ -37,7 +37,7 @@ if [[ $points != 0 ]]; then
     strace -f -qq -o /dev/null -e trace=fsync -e inject=fsync:delay_enter=1500000 \
       "$program" --store "$store" --quiet instance web@r1 "$vms/slow" &
     slow=$!
-    wait_for 10 sibling "$vms"
+    wait_for 60 sibling "$vms"
     ls -d "$vms"/.template-store-slow.* >"$work/siblings"
     expect 0 . ts instance web@r1 "$vms/quick"
     expect 0 . ts gc
@@ -51,20 +51,11 @@ if [[ $points != 0 ]]; then
   sibling() { compgen -G "$1/.template-store-slow.*" >/dev/null; }
   check "the next one sweeps nothing that a living process makes" lives
 fi
-paused() {
-  local label place revision=$store/templates/web/artifacts/r1
-  for label in first second; do
-    place=$dir/interrupted/paused/$label
-    mkdir -p "$place"
-    head -c 40000 <(yes "vmstate $label") >"$place/vmstate"
-    python3 "$tools/vm.py" memory "$place/mem" 4 80 "$label"
-    cp --sparse=always "$revision/rootfs.ext4" "$revision/scratch.img" "$place/"
-    chmod u+w "$place"/*
-    printf 'written by %s' "$label" | dd of="$place/rootfs.ext4" bs=1 seek=5000 conv=notrunc status=none
-    printf 'written by %s' "$label" | dd of="$place/scratch.img" bs=1 seek=5000 conv=notrunc status=none
-  done
+two_paused() {
+  paused "$dir/interrupted/paused/first" 4 80
+  paused "$dir/interrupted/paused/second" 4 80
 }
-check "what two paused VMs leave" paused
+check "what two paused VMs leave" two_paused
 check "snapshot attach, killed at any moment: there is the old one, the new one or none, verify and gc are clean" \
   kill_rounds attach "$kills" 0
 tells

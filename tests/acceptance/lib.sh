@@ -239,6 +239,38 @@ all_right() {
   (cd "$1" && b3sum --no-mmap --check --quiet "$work/digests")
 }
 
+# revision_of ID@REV: the directory of a revision.
+revision_of() { echo "$store/templates/${1%@*}/artifacts/${1#*@}"; }
+
+# publish_vm ID REVISION LABEL MIB [KIB]: the image of a VM (builders/vm-image).
+publish_vm() {
+  rm -rf "$work/image"
+  mkdir "$work/image"
+  OUT=$work/image "$tools/vm-image" "${@:3}"
+  expect 0 . ts publish "$1" "$work/image" --revision "$2" --move
+}
+
+# paused PLACE MIB PAGES: what a VMM leaves of a paused VM of web@r1, with so much memory of which
+# so many pages are not zero.
+paused() {
+  local place=$1 label=${1##*/} name
+  mkdir -p "$place"
+  head -c 40000 <(yes "vmstate $label") >"$place/vmstate"
+  python3 "$tools/vm.py" memory "$place/mem" "$2" "$3" "$label"
+  # The drives as of the pause: what was published, and what the VM has written since.
+  for name in rootfs.ext4 scratch.img; do
+    cp --sparse=always "$(revision_of web@r1)/$name" "$place/"
+    chmod u+w "$place/$name"
+    printf 'written by %s' "$label" | dd of="$place/$name" bs=1 seek=5000 conv=notrunc status=none
+  done
+}
+
+# bytes_used: of the file system of DIR.
+bytes_used() {
+  sync -f "$dir"
+  echo $(($(stat -f -c '(%b - %f) * %S' "$dir")))
+}
+
 gone() { # PID: no such process, or one that only waits to be reaped
   ! grep -q '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$1/status" 2>/dev/null
 }

@@ -36,8 +36,7 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-groups=(demo large one-build readers mvm hostile shared bad-input
-  collect leased killed damage full adopt instances snapshots interrupted remotes stress)
+groups=(demo large one-build mvm shared collect killed damage full instances snapshots interrupted remotes)
 
 if [[ $# -lt 2 ]]; then
   sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2

@@ -51,6 +51,7 @@ def run(command):
             signal.signal(one, signal.SIG_IGN)
         return code
     except Stopped as stopped:
+        child.kill()
         number = stopped.args[0]
         print(f"FAIL  stopped by {signal.Signals(number).name}", flush=True)
         return 128 + number
