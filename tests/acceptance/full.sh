@@ -15,23 +15,25 @@ fi
 
 free() { stat -f -c '%a' "$disk"; }
 
-# fill_disk: to the last block; files of one block each take what a large one leaves.
+# fill_disk SPARE: to the last block, but for as many; files of one block each take what a large one leaves.
+ballast=$disk/ballast
 fill_disk() {
   local number
-  fallocate -l $(($(stat -f -c '%a * %S' "$disk") * 9 / 10)) "$disk/ballast" 2>/dev/null || true
-  cat /dev/zero >>"$disk/ballast" 2>/dev/null || true
+  mkdir -p "$ballast"
+  fallocate -l $(($(stat -f -c '%a * %S' "$disk") * 9 / 10)) "$ballast/large" 2>/dev/null || true
+  cat /dev/zero >>"$ballast/large" 2>/dev/null || true
   sync -f "$disk"
   # The names need room as well, which is made before.
-  for ((number = 0; number < 200; number++)); do : >"$disk/crumb.$number" || break; done 2>/dev/null
+  for ((number = 0; number < 200; number++)); do : >"$ballast/crumb.$number" || break; done 2>/dev/null
   for ((number = 0; number < 200; number++)); do
-    echo crumb >"$disk/crumb.$number" || break
+    echo crumb >"$ballast/crumb.$number" || break
   done 2>/dev/null
-  cat /dev/zero >>"$disk/ballast" 2>/dev/null || true
+  cat /dev/zero >>"$ballast/large" 2>/dev/null || true
   sync -f "$disk"
   [[ $(free) -le $1 ]] || die "$(free) blocks are free"
 }
 
-empty_disk() { rm -f "$disk"/ballast "$disk"/crumb.*; }
+empty_disk() { rm -rf "$ballast"; }
 
 image() { # NAME: in $dir/full/NAME
   rm -rf "$dir/full/$1"

@@ -48,6 +48,10 @@ if [[ -z ${ACCEPT_TENDED:-} ]]; then
 fi
 
 source "$here/lib.sh"
+for group in "${@:3}"; do
+  [[ " ${groups[*]} " == *" $group "* ]] || die "there is no group $group, but: ${groups[*]}"
+done
+group=
 prepare "$1" "$2"
 shift 2
 
