@@ -1,7 +1,7 @@
 """tend.py DIR COMMAND...: runs a command that works in DIR, and clears away after it however it ends.
 
 What the command starts stays below this process in the tree of processes, orphans too. When the command has ended, or a
-signal says that it is to end, all of it is killed; what is mounted in DIR is unmounted; and what DIR/tidy lists is removed,
+signal says that it is to end, all of it is killed; what it mounted in DIR is unmounted; and what DIR/tidy lists is removed,
 a path a line. What could not be cleared away is named, and the exit code is not 0 then.
 """
 
@@ -98,16 +98,18 @@ def kill_all():
     return [f"process {pid}" for pid in patiently(left)]
 
 
-def unmount_all(top):
-    def mounted():
-        with open("/proc/self/mounts") as file:
-            places = [line.split()[1].encode().decode("unicode_escape") for line in file]
-        return [place for place in places if place.startswith(top + "/")]
+def mounted(top):
+    with open("/proc/self/mounts") as file:
+        places = [line.split()[1].encode().decode("unicode_escape") for line in file]
+    return [place for place in places if place.startswith(top + "/")]
 
+
+def unmount_all(top, before):
     def left():
-        for place in reversed(mounted()):
+        places = [place for place in mounted(top) if place not in before]
+        for place in reversed(places):
             subprocess.run(["umount", place], stderr=subprocess.DEVNULL)
-        return mounted()
+        return places
 
     return [f"the mount {place}" for place in patiently(left)]
 
@@ -128,10 +130,11 @@ def remove_all(top):
 
 def main(top, *command):
     top = os.path.realpath(top)
+    before = mounted(top)
     code = run(command)
     left = kill_all()
     # Nothing is removed through what is still mounted.
-    left += unmount_all(top) or remove_all(top)
+    left += unmount_all(top, before) or remove_all(top)
     for one in left:
         print(f"FAIL  left behind: {one}")
     sys.exit(code or bool(left))
