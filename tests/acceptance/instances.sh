@@ -70,6 +70,32 @@ holes() { # DEST: no more blocks than the revision has
   done
 }
 check "holes stay holes" holes "$vms/one"
+odd_names() {
+  local name
+  cd "$vms"
+  for name in 'with space' "quo'te\"s" 'percent%20\n' 'ünï' "$(printf 'line\nbreak')" ./-dash 'rm'; do
+    make web@r1 "$name" # relative, and the paths in fc.json are absolute all the same
+    whole "$vms/${name#./}" web@r1
+    ts --json instance list | python3 -c '
+import json, sys
+sys.exit(sys.argv[1] not in [one["path"] for one in json.load(sys.stdin)["instances"]])' "$vms/${name#./}" ||
+      die "it is not listed"
+    expect 0 . ts instance rm "$name"
+    [[ ! -e $vms/${name#./} ]]
+  done
+  leaves_no_trace "$vms" expect '1|2|5' . ts instance web@r1 "$vms/$(printf 'latin\xfc')"
+}
+check "DEST may have any name that is text, below the working directory too" odd_names
+moved() {
+  make web@r1 "$vms/moves"
+  mv "$vms/moves" "$vms/moved"
+  make web@r1 "$vms/moves"
+  whole "$vms/moves" web@r1
+  expect 0 . ts instance list
+  expect 0 . ts gc
+  expect 0 '"clean": *true' ts --json verify
+}
+check "an instance that was moved by hand disturbs nobody" moved
 must_clone() {
   if [[ $clones == yes ]]; then
     make web@r1 "$vms/must" --require-reflink
