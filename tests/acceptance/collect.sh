@@ -2,10 +2,9 @@
 # and its bytes are those that df shows.
 
 # A store as large as a site's, on a file system of its own where there is one.
-revisions=${ACCEPT_REVISIONS:-1000}
-templates=100
+templates=$((revisions < 1000 ? (revisions + 9) / 10 : 100))
 each=$((revisions / templates))
-[[ $each -ge 8 ]] || die "ACCEPT_REVISIONS must be 800 or more"
+[[ $each -ge 8 ]] || die "ACCEPT_REVISIONS must be 80 or more"
 if own_disk 1024; then
   store=$disk/store
 else
@@ -64,14 +63,6 @@ bytes_are_those_of_df() {
   [[ $shown -gt 0 ]]
 }
 
-df_of() { # DESCRIPTION
-  if [[ -n $disk ]]; then
-    check "the bytes of $1 are those of its dry run, and those that df shows" bytes_are_those_of_df
-  else
-    skip "the bytes of $1 against df: needs root or ACCEPT_SMALL"
-  fi
-}
-
 goes() { # FIRST LAST: those have gone; of the others, only those before are not there
   diff <(names "$1" "$2") <(python3 "$tools/look.py" removed <"$work/real") || die "the report has another list"
   [[ $(python3 "$tools/look.py" at report.skipped <"$work/real") == "[]" ]]
@@ -90,6 +81,8 @@ start=$SECONDS
 check "$((each * templates)) revisions in $templates templates are published" fill
 note "that took $((SECONDS - start)) s"
 half=$((each / 2))
+# A file that is written back may take a block more than it was thought to.
+sync -f "$store"
 check "the dry run lets the older half go, and changes nothing" leaves_no_trace "$store" dry_run $((each - half)) 1 "$half"
 survivors $((half + 1)) >"$work/survivors"
 used_before=$(used)
@@ -98,78 +91,15 @@ ts --json gc --keep-last $((each - half)) >"$work/real" || note "gc ended with e
 note "the collection took $(((${EPOCHREALTIME/./} - ${start/./}) / 1000)) ms"
 used_after=$(used)
 check "the collection removes exactly that half" goes 1 "$half"
-df_of "a collection"
+if [[ -n $disk ]]; then
+  check "the bytes are those of the dry run, and those that df shows" bytes_are_those_of_df
+else
+  skip "the bytes against df: needs root or ACCEPT_SMALL"
+fi
 check "what stays was not touched" diff "$work/survivors" <(survivors $((half + 1)))
 check "a second run finds nothing" leaves_no_trace "$store" finds_nothing $((each - half))
 check "nothing of the collected is left in objects, keys and trash" leaves_nothing "$store"
 check "verify is clean" clean "$store"
 check "the digests of what stays are those that b3sum computes" all_right "$store"
 
-# A plan that was saved, and done later.
-left=$((each - half))
-quarter=$((left / 2))
-check "another dry run lets half of the rest go" dry_run $((left - quarter)) $((half + 1)) $((half + quarter))
-cp "$work/dry" "$work/plan"
-used_before=$(used)
-ts --json gc --plan "$work/plan" >"$work/real" || note "gc ended with exit code $?"
-used_after=$(used)
-check "gc --plan removes exactly what the saved dry run says" goes $((half + 1)) $((half + quarter))
-df_of "a saved plan"
-plan_is_done() {
-  ts --json gc --plan "$work/plan" >"$work/again"
-  [[ $(python3 "$tools/look.py" at report.removed <"$work/again") == "[]" ]]
-  [[ $(python3 "$tools/look.py" at report.skipped <"$work/again" | grep -o '"gone"' | wc -l) == $((quarter * templates)) ]] ||
-    die "not each is said to be gone"
-}
-check "the same plan once more removes nothing, and says that all is gone" leaves_no_trace "$store" plan_is_done
-no_plan() { expect 2 'plan' ts gc --plan "$work/digests"; }
-check "a file that is no plan is refused" leaves_no_trace "$store" no_plan
-check "verify is clean after it" clean "$store"
-why_all() {
-  expect 0 'is kept' ts why t00 --keep-last 1
-  expect 0 'goes with the next gc' ts why "$(names $((half + quarter + 1)) $((half + quarter + 1)) | head -n 1)" --keep-last 1
-}
-check "why says what is kept and what goes" leaves_no_trace "$store" why_all
 rm -rf "$store"
-
-# --- what stays for other reasons ----------------------------------------------
-
-use keeps
-for number in 1 2 3 4 5 6; do
-  build web "keeps-$number" --revision "r$number" -- "$tools/little-image" "keeps $number" >/dev/null
-done
-
-kept() { # REVISIONS OPTION...: those stay in the plan of these options
-  local revisions=$1 found
-  shift
-  found=$(ts --json gc --dry-run "$@" | python3 -c '
-import json, sys
-print(*sorted(one["revision"] for one in json.load(sys.stdin)["plan"]["revisions"] if one["verdict"] == "kept"))')
-  [[ $found == "$revisions" ]] || die "kept: $found"
-}
-check "by default, the newest three stay" kept "r4 r5 r6"
-check "the target of the next rollbacks stays" kept "r3 r4 r5 r6" --keep-last 2 --rollback 3
-check "what is younger than --keep-within stays" kept "r1 r2 r3 r4 r5 r6" --keep-last 1 --keep-within 1h
-old_current() {
-  ts activate web r1
-  kept "r1 r6" --keep-last 1
-  kept "r1 r5 r6" --keep-last 2 # the rollback goes to r6
-}
-check "what is current stays, however old" old_current
-says_policy() {
-  printf '[gc]\nkeep_last = 5\n[gc.template.web]\nkeep_last = 1\n' >"$store/.store/config.toml"
-  kept "r1 r6"
-  printf '[gc]\nkeep_lst = 5\n' >"$store/.store/config.toml"
-  expect 1 'unknown field .keep_lst' ts gc
-  rm "$store/.store/config.toml"
-}
-check ".store/config.toml says what is kept, and a mistake in it is refused" leaves_no_trace "$store" says_policy
-size_goal() {
-  local size
-  size=$(ts --json du | python3 "$tools/look.py" at on_disk)
-  expect 0 . ts --json gc --dry-run --keep-last 10 --max-size $((size - 1))
-  [[ $(python3 "$tools/look.py" going <"$said_out" | wc -l) == 1 ]] || die "not one goes for a byte"
-  expect 5 'smaller|small' ts gc --keep-last 10 --max-size 1
-  kept "r1 r2 r3 r4 r5 r6" --keep-last 10
-}
-check "--max-size takes no more than it needs, and nothing when that is not enough (exit code 5)" size_goal

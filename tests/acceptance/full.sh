@@ -15,23 +15,25 @@ fi
 
 free() { stat -f -c '%a' "$disk"; }
 
-# fill_disk: to the last block; files of one block each take what a large one leaves.
+# fill_disk SPARE: to the last block, but for as many; files of one block each take what a large one leaves.
+ballast=$disk/ballast
 fill_disk() {
   local number
-  fallocate -l $(($(stat -f -c '%a * %S' "$disk") * 9 / 10)) "$disk/ballast" 2>/dev/null || true
-  cat /dev/zero >>"$disk/ballast" 2>/dev/null || true
+  mkdir -p "$ballast"
+  fallocate -l $(($(stat -f -c '%a * %S' "$disk") * 9 / 10)) "$ballast/large" 2>/dev/null || true
+  cat /dev/zero >>"$ballast/large" 2>/dev/null || true
   sync -f "$disk"
   # The names need room as well, which is made before.
-  for ((number = 0; number < 200; number++)); do : >"$disk/crumb.$number" || break; done 2>/dev/null
+  for ((number = 0; number < 200; number++)); do : >"$ballast/crumb.$number" || break; done 2>/dev/null
   for ((number = 0; number < 200; number++)); do
-    echo crumb >"$disk/crumb.$number" || break
+    echo crumb >"$ballast/crumb.$number" || break
   done 2>/dev/null
-  cat /dev/zero >>"$disk/ballast" 2>/dev/null || true
+  cat /dev/zero >>"$ballast/large" 2>/dev/null || true
   sync -f "$disk"
   [[ $(free) -le $1 ]] || die "$(free) blocks are free"
 }
 
-empty_disk() { rm -f "$disk"/ballast "$disk"/crumb.*; }
+empty_disk() { rm -rf "$ballast"; }
 
 image() { # NAME: in $dir/full/NAME
   rm -rf "$dir/full/$1"
@@ -105,31 +107,6 @@ if [[ -n $disk ]]; then
   }
   check "with free blocks all works, and verify is clean" works_on
 
-  # Not so full that nothing can be begun: each publication is all or nothing.
-  little_by_little() {
-    local code number
-    fill_disk "$spare"
-    for ((number = 0; number < 40; number++)); do
-      # 8 to 32 KiB more each time, until a publication fits.
-      rm -f "$disk/crumb.$((2 * number))" "$disk/crumb.$((2 * number + 1))"
-      truncate -s -16384 "$disk/ballast"
-      code=0
-      ts --quiet publish steps "$dir/full/$((number % 2 + 1))" --revision "s$number" >/dev/null 2>"$work/error" || code=$?
-      case $code in
-        0) published=$((published + 1)) ;;
-        1) grep -qi space "$work/error" || die "$(cat "$work/error")" ;;
-        *) die "exit code $code: $(cat "$work/error")" ;;
-      esac
-      if [[ $published == 3 ]]; then break; fi
-    done
-    [[ $published == 3 && $number -gt 3 ]] || die "$published publications in $number steps"
-    expect 0 '"clean": *true' ts --json verify
-    leaves_nothing "$store"
-    all_right "$store"
-  }
-  published=0
-  check "as blocks become free one after the other, each publication succeeds or leaves nothing" little_by_little
-  empty_disk
   chmod -R u+w "$store"
   rm -rf "$store" "$dir/full"
 fi

@@ -1,10 +1,10 @@
 """Kills a command again and again: what is seen afterwards is all or nothing.
 
-  interrupt.py COMMAND PROGRAM STORE DIR KILLS [STEP]
+  interrupt.py COMMAND PROGRAM STORE DIR SHARE KILLS POINTS [CALL...]
 
-By timer KILLS times; and with strace, if there is one, at every STEP-th system call
-that changes something. COMMAND is instance or attach: the store has web@r1; for `attach`,
-DIR has what two paused VMs left, in paused/first and paused/second, and STORE.seed is the
+KILLS times at any moment; and with strace at so many POINTS, or `all`, of its system calls that change
+something, or of these CALLs. Only the SHARE k/n of that is done. COMMAND is instance or attach: the store has
+web@r1; for `attach`, DIR has what two paused VMs left, in paused/first and paused/second, and STORE.seed is the
 store without a snapshot. Or it is one of those in operations.py.
 """
 
@@ -14,7 +14,7 @@ import sys
 
 import operations
 import vm
-from killing import Killed, restore
+from killing import Killed, Share, restore
 
 
 class Instance(Killed):
@@ -128,9 +128,11 @@ class Attach(Killed):
 
 
 if __name__ == "__main__":
-    kind, program, store, place, kills, *step = sys.argv[1:]
+    kind, program, store, place, share, kills, points, *calls = sys.argv[1:]
     kinds = {"instance": Instance, "attach": Attach, **operations.KINDS}
+    killed = kinds[kind](program, store, place)
+    killed.traces = calls or killed.traces
     if kills != "0":
-        kinds[kind](program, store, place).timed(int(kills))
-    for one in step:
-        kinds[kind](program, store, place).traced(int(one))
+        killed.timed(int(kills), Share(share))
+    if points != "0":
+        killed.traced(points, Share(share))

@@ -1,16 +1,17 @@
 # Commands are killed at any moment: what is seen is all or nothing, and the next one
 # clears away the rest.
 
-rounds=${ACCEPT_KILLS:-200}
-# Every so many-th system call; each of them where the checks are made at length.
-if [[ $rounds -ge 200 ]]; then step=1; else step=5; fi
 use interrupted
 
-kill_rounds() { # KIND KILLS [STEP]
-  PYTHONDONTWRITEBYTECODE=1 python3 "$tools/interrupt.py" "$1" "$program" "$store" "$dir/${store##*/}" "${@:2}" \
+kill_rounds() { # KIND KILLS POINTS [CALL...]
+  python3 "$tools/interrupt.py" "$1" "$program" "$store" "$dir/${store##*/}" "$share" "${@:2}" \
     >"$work/interrupted" 2>&1 || die "$(cat "$work/interrupted")"
 }
-tells() { if [[ -s $work/interrupted ]]; then note "$(cat "$work/interrupted")"; fi; }
+tells() { killed "$work/interrupted"; }
+if ! command -v strace >/dev/null; then
+  skip "no strace: kills at each system call"
+  points=0
+fi
 
 mkdir -p "$dir/interrupted"
 published() {
@@ -23,54 +24,47 @@ published() {
   cp -a "$store" "$store.seed"
 }
 check "a store with a revision" published
-check "instance, killed $rounds times at random: DEST is whole or not there, the next one sweeps, verify and gc are clean" \
-  kill_rounds instance "$rounds"
+check "instance, killed at any moment: DEST is whole or not there, the next one sweeps, verify and gc are clean" \
+  kill_rounds instance "$kills" 0
 tells
-if command -v strace >/dev/null; then
-  check "instance, killed at its system calls one after the other: the same" kill_rounds instance 0 "$step"
+if [[ $points != 0 ]]; then
+  check "instance, killed at its system calls one after the other: the same" kill_rounds instance 0 "$points"
   tells
-  # Who lives is not swept.
+  # Who lives is not swept: it is stopped at its first sync, and goes on when the others have ended.
   lives() {
     local slow vms=$dir/interrupted/vms
     mkdir -p "$vms"
-    strace -f -qq -o /dev/null -e trace=fsync -e inject=fsync:delay_enter=1500000 \
+    strace -f -qq -o "$work/stopped" -e trace=fsync -e inject=fsync:signal=STOP:when=1 \
       "$program" --store "$store" --quiet instance web@r1 "$vms/slow" &
     slow=$!
-    wait_for 10 sibling "$vms"
+    wait_for 60 grep -q "stopped by SIGSTOP" "$work/stopped" || die "it does not come to a sync"
     ls -d "$vms"/.template-store-slow.* >"$work/siblings"
     expect 0 . ts instance web@r1 "$vms/quick"
     expect 0 . ts gc
     ls -d "$vms"/.template-store-slow.* | diff "$work/siblings" - || die "what a living process makes was swept"
+    until gone "$slow"; do # each thread stops at a first sync of its own
+      kill -CONT "$(child_of "$slow")" 2>/dev/null || true
+      sleep 0.02
+    done
     wait "$slow" || die "the slow one failed"
     python3 "$tools/vm.py" is_instance "$vms/slow" "$store/templates/web/artifacts/r1"
     expect 0 . ts instance rm "$vms/slow"
     expect 0 . ts instance rm "$vms/quick"
     [[ -z $(ls -A "$vms") ]] || die "left behind: $(ls -A "$vms")"
   }
-  sibling() { compgen -G "$1/.template-store-slow.*" >/dev/null; }
+  child_of() { cut -d' ' -f1 "/proc/$1/task/$1/children"; }
   check "the next one sweeps nothing that a living process makes" lives
-else
-  skip "no strace: kills at each system call"
 fi
-paused() {
-  local label place revision=$store/templates/web/artifacts/r1
-  for label in first second; do
-    place=$dir/interrupted/paused/$label
-    mkdir -p "$place"
-    head -c 40000 <(yes "vmstate $label") >"$place/vmstate"
-    python3 "$tools/vm.py" memory "$place/mem" 4 80 "$label"
-    cp --sparse=always "$revision/rootfs.ext4" "$revision/scratch.img" "$place/"
-    chmod u+w "$place"/*
-    printf 'written by %s' "$label" | dd of="$place/rootfs.ext4" bs=1 seek=5000 conv=notrunc status=none
-    printf 'written by %s' "$label" | dd of="$place/scratch.img" bs=1 seek=5000 conv=notrunc status=none
-  done
+two_paused() {
+  paused "$dir/interrupted/paused/first" 4 80
+  paused "$dir/interrupted/paused/second" 4 80
 }
-check "what two paused VMs leave" paused
-check "snapshot attach, killed $rounds times at random: there is the old one, the new one or none, verify and gc are clean" \
-  kill_rounds attach "$rounds"
+check "what two paused VMs leave" two_paused
+check "snapshot attach, killed at any moment: there is the old one, the new one or none, verify and gc are clean" \
+  kill_rounds attach "$kills" 0
 tells
-if command -v strace >/dev/null; then
-  check "snapshot attach, killed at its system calls one after the other: the same" kill_rounds attach 0 "$step"
+if [[ $points != 0 ]]; then
+  check "snapshot attach, killed at its system calls one after the other: the same" kill_rounds attach 0 "$points"
   tells
 fi
 chmod -R u+w "$store" "$store.seed" "$dir/interrupted" 2>/dev/null || true
@@ -78,7 +72,7 @@ rm -rf "$store" "$store.seed" "$dir/interrupted"
 
 # --- what is done to the store itself --------------------------------------------
 
-if command -v strace >/dev/null; then
+if [[ $points != 0 ]]; then
   use killed-at
   mkdir -p "$dir/killed-at/image"
   four_revisions() {
@@ -95,11 +89,9 @@ if command -v strace >/dev/null; then
     cp -a "$store" "$store.seed"
   }
   check "a store of four revisions" four_revisions
-  # At every one of their calls where it is done at length; else at some of each.
-  if [[ $rounds -ge 200 ]]; then step=1; else step=12; fi
   for kind in publish move reuse activate rollback rm rm-current rm-template pin unpin gc repair adopt; do
     check "$kind, killed at its system calls one after the other: what is seen is the old or the new, done again it is done" \
-      kill_rounds "$kind" 0 "$step"
+      kill_rounds "$kind" 0 "$points"
     tells
   done
   # A program that swaps `current` by removing it first.
@@ -108,7 +100,7 @@ if command -v strace >/dev/null; then
       "$program" >"$work/in-two-steps"
     chmod +x "$work/in-two-steps"
     program=$work/in-two-steps
-    if (kill_rounds activate 0 1) >"$work/noticed"; then die "it was not noticed"; fi
+    if (share=1/1 kill_rounds activate 0 all symlink symlinkat) >"$work/noticed"; then die "it was not noticed"; fi
     grep -q "('web', 'current') is None" "$work/noticed" || die "something else was noticed: $(cat "$work/noticed")"
   }
   check "an activation that takes two steps is noticed" in_two_steps

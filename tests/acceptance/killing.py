@@ -18,6 +18,16 @@ fdatasync syncfs write pwrite64 copy_file_range ftruncate fallocate fchmod chmod
 fsetxattr flock fcntl""".split()
 
 
+class Share:
+    """The k-th of n shares, k/n, of whatever is numbered."""
+
+    def __init__(self, text):
+        self.number, self.shares = map(int, text.split("/"))
+
+    def of(self, those):
+        return those[self.number - 1 :: self.shares]
+
+
 class Killed:
     """A command is run and killed, then all is looked at.
 
@@ -29,13 +39,15 @@ class Killed:
     damaged = False
     # What a verification may find after the kill, beside what the dead have left: the next one mends it.
     mends = ()
+    # The system calls at which it is killed.
+    traces = CALLS
     # The exit codes of a command that nobody kills.
     codes = (0,)
 
     def __init__(self, program, store, place):
         self.program, self.store, self.place = program, store, place
         self.revision = f"{store}/templates/web/artifacts/r1"
-        self.hit = self.done = self.points = 0
+        self.hit = self.done = 0
         self.what = "before"
 
     def fail(self, problem):
@@ -74,7 +86,8 @@ class Killed:
         if left:
             self.fail(f"{when}: left behind: {left}")
 
-    def timed(self, kills):
+    def timed(self, kills, share):
+        """Kills it KILLS times at any moment: each time in another part of the time that it takes."""
         self.what = "not killed"
         whole = 0.0
         for _ in range(3):
@@ -83,13 +96,13 @@ class Killed:
             subprocess.run(self.command(), check=True, stdout=subprocess.DEVNULL)
             whole = time.monotonic() - start
             self.after(False)
-        for number in range(kills * 10 + 1):
-            # On until a third met it at work: how long it takes differs from one time to the next.
-            if number >= kills and self.hit * 3 >= kills or number == kills * 10:
-                break
+        numbers, made = share.of(range(kills)), 0
+        # On until a third met it at work: how long it takes differs from one time to the next.
+        while made < len(numbers) or self.hit * 3 < len(numbers) and made < len(numbers) * 10:
             self.prepare()
-            wait = random.uniform(0, whole * 1.05)
-            self.what = f"kill {number} after {wait * 1000:.2f} ms"
+            wait = whole * (numbers[made % len(numbers)] + random.random()) / kills
+            made += 1
+            self.what = f"kill {made} after {wait * 1000:.2f} ms"
             child = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(wait)
             child.kill()
@@ -97,8 +110,8 @@ class Killed:
             # It had ended: it takes less time than was thought.
             whole *= 1.02 if killed else 0.95
             self.after(killed)
-        print(f"{self.hit} of {number} kills met it at work, {self.done} when all was there; it takes {whole * 1000:.1f} ms")
-        if self.hit * 3 < kills:
+        print(f"{self.name()}: {self.hit} kills met it at work, of {made}; {self.done} when all was there")
+        if self.hit * 3 < len(numbers):
             sys.exit("less than a third of the kills met it at work")
 
     def calls(self):
@@ -106,7 +119,7 @@ class Killed:
         self.prepare()
         self.what = "not killed"
         log = f"{self.place}.calls"
-        trace = ["-e", "trace=" + ",".join(f"?{call}" for call in CALLS)]
+        trace = ["-e", "trace=" + ",".join(f"?{call}" for call in self.traces)]
         ended = subprocess.run(["strace", "-f", "-qq", "-o", log, *trace, *self.command()], capture_output=True, text=True)
         if ended.returncode not in self.codes:
             self.fail(f"exit code {ended.returncode}: {ended.stderr}")
@@ -114,27 +127,32 @@ class Killed:
             made = collections.Counter(re.findall(r"^(\d+) +(\w+)\(", lines.read(), re.M))
         os.remove(log)
         self.after(False)
-        return {call: most for call in CALLS if (most := max((made[one] for one in made if one[1] == call), default=0))}
+        return {call: most for call in self.traces if (most := max((made[one] for one in made if one[1] == call), default=0))}
 
-    def traced(self, step):
-        """Kills it at every STEP-th of its calls, which are counted for each name and thread."""
+    def traced(self, points, share):
+        """Kills it at so many of its calls, or at all; they are counted for each name and thread."""
         calls = self.calls()
-        points = [(call, at) for call in calls for at in range(1, calls[call] + 1) if at <= 40 or at % 10 == 0]
-        chosen = points[random.randrange(min(step, len(points))) :: step]
+        every = [(call, at) for call in calls for at in range(1, calls[call] + 1) if at <= 40 or at % 10 == 0]
+        step = 1 if points == "all" else max(1, len(every) // int(points))
+        chosen = share.of(every[random.randrange(step) :: step])
         for call, at in chosen:
-            self.prepare()
-            self.what = f"killed at {call} {at}"
-            inject = ["-e", f"trace=?{call}", "-e", f"inject=?{call}:signal=KILL:when={at}"]
-            ended = subprocess.run(["strace", "-f", "-qq", "-o", "/dev/null", *inject, *self.command()], capture_output=True)
             # Threads share their work in another way each time: none may come to so many calls.
-            killed = ended.returncode in (-9, 137)
-            if not killed and ended.returncode not in self.codes:
-                self.fail(f"exit code {ended.returncode}: {ended.stderr}")
-            self.after(killed)
-            self.points += killed
-        print(f"{self.name()}: killed at {self.points} system calls, each with all or nothing left")
-        if self.points * 2 < len(chosen):
-            self.fail(f"of {len(chosen)} kills, only {self.points} met it")
+            while not self.killed_at(call, at) and at > 1:
+                at //= 2
+        print(f"{self.name()}: {self.hit} kills at system calls, of {len(every)}; {self.done} when all was there")
+        if self.hit * 2 < len(chosen):
+            self.fail(f"of {len(chosen)} kills, only {self.hit} met it")
+
+    def killed_at(self, call, at):
+        self.prepare()
+        self.what = f"killed at {call} {at}"
+        inject = ["-e", f"trace=?{call}", "-e", f"inject=?{call}:signal=KILL:when={at}"]
+        ended = subprocess.run(["strace", "-f", "-qq", "-o", "/dev/null", *inject, *self.command()], capture_output=True)
+        killed = ended.returncode in (-9, 137)
+        if not killed and ended.returncode not in self.codes:
+            self.fail(f"exit code {ended.returncode}: {ended.stderr}")
+        self.after(killed)
+        return killed
 
     def name(self):
         return " ".join(self.args()[:2])

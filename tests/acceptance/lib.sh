@@ -7,7 +7,7 @@ skipped=0
 # prepare PROGRAM DIR: everything that runs is copied to DIR, so that another
 # user can run it too.
 prepare() {
-  dir=$(mkdir -p "$2" && cd "$2" && pwd -P)
+  dir=$(cd "$2" && pwd -P)
   tools=$dir/tools
   mkdir -p "$tools" "$dir/locks"
   cp "$1" "$tools/template-store"
@@ -15,20 +15,40 @@ prepare() {
   chmod -R a+rX "$tools"
   program=$tools/template-store
   work=$(mktemp -d "$dir/work.XXXXXX")
+  tidy "$work"
   chmod 755 "$work"
-  trap cleanup EXIT
-  echo "as $(id -un), on $(df --output=fstype "$dir" | tail -n 1)"
+  export TMPDIR=$work PYTHONDONTWRITEBYTECODE=1
+  trap stopped_early EXIT
+  scale
+  echo "as $(id -un), on $(df --output=fstype "$dir" | tail -n 1), $scale${PROOF:+, PROOF=$PROOF}"
 }
 
+# tidy PATH...: removed in the end, however it comes (tend.py).
+tidy() { printf '%s\n' "$@" >>"$dir/tidy"; }
+
 finished=no
-mounts=()
-cleanup() {
-  local mount
+stopped_early() {
   if [[ $finished == no ]]; then echo "FAIL  the checks stopped early, in group ${group:-none}"; fi
-  for mount in "${mounts[@]}"; do umount "$mount" || true; done
-  chmod -R u+w "$work" 2>/dev/null || true
-  rm -rf "$work"
 }
+
+# How much is done: what is set in the environment counts more. `points` are those of
+# each command at which it is killed, `share` the part k/n of the kills that is made.
+scale() {
+  share=${PROOF:-all}
+  if [[ $share == all ]]; then share=1/1; fi
+  [[ $share =~ ^[1-9][0-9]*/[1-9][0-9]*$ && ${share%/*} -le ${share#*/} ]] || die "PROOF is all or k/n, not $PROOF"
+  scale=${ACCEPT_SCALE:-$(if [[ -n ${PROOF:-} ]]; then echo whole; else echo quick; fi)}
+  case $scale in
+    quick) set -- 200 6 3 4 128 ;;
+    whole) set -- 1000 200 all 40 1024 ;;
+    *) die "ACCEPT_SCALE is quick or whole, not $scale" ;;
+  esac
+  revisions=${ACCEPT_REVISIONS:-$1} kills=${ACCEPT_KILLS:-$2} points=${ACCEPT_POINTS:-$3}
+  instances=${ACCEPT_INSTANCES:-$4} mib=${ACCEPT_MIB:-$5}
+}
+
+# mine NUMBER: whether this share has the kill of that number; they begin with 0.
+mine() { [[ $(($1 % ${share#*/})) == $((${share%/*} - 1)) ]]; }
 
 # check SENTENCE COMMAND...: the sentence holds when the command succeeds. The
 # command runs with `set -e`, in a subshell.
@@ -55,8 +75,20 @@ skip() {
 
 note() { echo "      $*"; }
 
+# killed FILE: says what was killed, and counts the kills: "...: N kills ...".
+kills_made=0
+killed() {
+  local line
+  while read -r line; do
+    note "$line"
+    if [[ $line =~ ^[^:]*:\ ([0-9]+)\ kills ]]; then kills_made=$((kills_made + BASH_REMATCH[1])); fi
+  done <"$1"
+  : >"$1"
+}
+
 summary() {
   finished=yes
+  if [[ $kills_made -gt 0 ]]; then note "$kills_made kills in all"; fi
   echo "$passed passed, $failed failed, $skipped skipped"
   [[ $failed == 0 ]]
 }
@@ -169,11 +201,10 @@ own_disk() {
   if [[ -n $disk ]]; then
     chmod -R u+w "$disk"/* 2>/dev/null || true
     rm -rf "$disk"/*
+    tidy "$disk/store" "$disk/ballast"
   elif [[ $(id -u) == 0 ]]; then
-    disk=$work/disk.${#mounts[@]}
-    mkdir "$disk"
+    disk=$(mktemp -d "$work/disk.XXXXXX")
     mount -t tmpfs -o "size=$1m" template-store-small "$disk"
-    mounts+=("$disk")
   else
     return 1
   fi
@@ -206,6 +237,38 @@ leaves_nothing() { # STORE
 all_right() {
   python3 "$tools/look.py" all_digests "$1" >"$work/digests"
   (cd "$1" && b3sum --no-mmap --check --quiet "$work/digests")
+}
+
+# revision_of ID@REV: the directory of a revision.
+revision_of() { echo "$store/templates/${1%@*}/artifacts/${1#*@}"; }
+
+# publish_vm ID REVISION LABEL MIB [KIB]: the image of a VM (builders/vm-image).
+publish_vm() {
+  rm -rf "$work/image"
+  mkdir "$work/image"
+  OUT=$work/image "$tools/vm-image" "${@:3}"
+  expect 0 . ts publish "$1" "$work/image" --revision "$2" --move
+}
+
+# paused PLACE MIB PAGES: what a VMM leaves of a paused VM of web@r1, with so much memory of which
+# so many pages are not zero.
+paused() {
+  local place=$1 label=${1##*/} name
+  mkdir -p "$place"
+  head -c 40000 <(yes "vmstate $label") >"$place/vmstate"
+  python3 "$tools/vm.py" memory "$place/mem" "$2" "$3" "$label"
+  # The drives as of the pause: what was published, and what the VM has written since.
+  for name in rootfs.ext4 scratch.img; do
+    cp --sparse=always "$(revision_of web@r1)/$name" "$place/"
+    chmod u+w "$place/$name"
+    printf 'written by %s' "$label" | dd of="$place/$name" bs=1 seek=5000 conv=notrunc status=none
+  done
+}
+
+# bytes_used: of the file system of DIR.
+bytes_used() {
+  sync -f "$dir"
+  echo $(($(stat -f -c '(%b - %f) * %S' "$dir")))
 }
 
 gone() { # PID: no such process, or one that only waits to be reaped

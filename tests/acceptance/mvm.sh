@@ -1,4 +1,4 @@
-# mvm 0.11 reads our store, and we read a directory that mvm 0.11 made.
+# mvm 0.11 reads our store, and we read and adopt a directory that mvm 0.11 made.
 
 use mvm
 build ours mvm -- "$tools/small-image" ours >/dev/null
@@ -27,3 +27,16 @@ check "list, show and path understand a directory that mvm 0.11 made" leaves_no_
 
 refuses_to_build() { expect '1|5' adopt build new mvm -- "$tools/small-image" new; }
 check "a build into it is refused with the advice to adopt it" leaves_no_trace "$store" refuses_to_build
+
+adopts() {
+  local before
+  contents() { (cd "$store" && find . -path ./.store -prune -o -type f ! -name activations.jsonl -print0 | sort -z | xargs -0 sha256sum); }
+  # A record gets new fields, and what else mvm wrote stays as it is.
+  before=$(contents | grep -v revision.json)
+  expect 0 'adopted 1 revision of 1 template' "$program" adopt "$store"
+  contents | grep -v revision.json | diff <(echo "$before") - || die "bytes were lost"
+  all_right "$store"
+  expect 0 '"clean": *true' ts --json verify
+  leaves_nothing "$store"
+}
+check "adopted, it has all its bytes, and verify is clean" adopts

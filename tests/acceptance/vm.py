@@ -9,7 +9,8 @@ import os
 import random
 import stat
 import sys
-import time
+
+from look import walk
 
 BLOCK = 4096
 READ_ONLY = {"vmlinux", "initrd", "tools.img", "share/notes"}
@@ -57,28 +58,10 @@ def contents(*paths):
         print(data(path)[0], os.stat(path).st_size, path)
 
 
-def used(path):
-    """The bytes of the blocks that hold something but zeros."""
-    print(data(path)[1])
-
-
 def files_of(top):
     for directory, _, names in os.walk(top):
         for name in names:
             yield os.path.relpath(os.path.join(directory, name), top)
-
-
-def same(instance, *others):
-    """Every file of the others is that of the first; what has the directory's name in it aside."""
-    want = {name: data(os.path.join(instance, name))[0] for name in files_of(instance)}
-    own = {name for name in want if name.endswith(".json") and name != "fc-base.json"}
-    for other in others:
-        have = {name: name in own or data(os.path.join(other, name))[0] for name in files_of(other)}
-        for name in sorted(set(want) | set(have)):
-            if (want.get(name) is None) != (have.get(name) is None):
-                sys.exit(f"{name} is not in both {instance} and {other}")
-            if name not in own and want[name] != have[name]:
-                sys.exit(f"{other}/{name} has other bytes than {instance}/{name}")
 
 
 def is_instance(dest, revision, *options):
@@ -157,12 +140,6 @@ def strategies(*want):
         name, wanted = pair.split("=")
         if name not in have or have[name]["strategy"] not in wanted.split("|"):
             sys.exit(f"{name} is not {wanted}, but {have.get(name)}")
-
-
-def copied(name):
-    """The bytes that were copied of a file, as the result on stdin says."""
-    result = json.load(sys.stdin)
-    print(*(one["bytes"] for one in result["files"] if one["path"].removeprefix(result["path"] + "/") == name))
 
 
 def scribble(*paths):
@@ -277,17 +254,6 @@ def read_json(path, dir_fd=None):
         return json.load(file)
 
 
-def walk(value):
-    """Every object in a JSON value, outermost first."""
-    if isinstance(value, dict):
-        yield value
-        value = value.values()
-    elif not isinstance(value, list):
-        return
-    for inner in value:
-        yield from walk(inner)
-
-
 def is_snapshot(revision):
     """Both documents say the same of the snapshot, and what is there has those sizes."""
     truth = read_json(f"{revision}/snapshot/snapshot.json")
@@ -310,23 +276,14 @@ def snapshot_digests(snapshot):
             print(f"{one['blake3']}  {one['path'].removeprefix('snapshot/')}")
 
 
-def drop_field(path):
-    """Takes what revision.json says of the snapshot out of it, as a crash between the two may."""
-    record = read_json(path)
-    record["snapshot"] = None
-    with open(path + ".new", "w") as file:
-        json.dump(record, file)
-    os.replace(path + ".new", path)
-
-
 # What Firecracker takes in the body of PUT /snapshot/load; it refuses whatever else there is.
 LOAD = {"snapshot_path", "mem_backend", "mem_file_path", "enable_diff_snapshots", "track_dirty_pages", "resume_vm"}
 LOAD |= {"network_overrides", "vsock_override", "clock_realtime"}
 
 
-def is_warm(dest, revision, *paused):
+def is_warm(dest, revision):
     """DEST can be resumed: the request names files of its own, the memory is read-only, the drives are private. All is
-    that of one snapshot: of the revision's, or of one of those that were paused."""
+    that of the revision's snapshot."""
     load = read_json(f"{dest}/snapshot-load.json")
     if set(load) - LOAD:
         sys.exit(f"snapshot-load.json has {set(load) - LOAD}, which Firecracker does not know")
@@ -346,68 +303,11 @@ def is_warm(dest, revision, *paused):
     files = {"vmstate": vmstate, "mem": memory} | {name: f"{dest}/{name}" for name in WRITABLE}
     digests = {name: data(path)[0] for name, path in files.items()}
     of_revision = {"vmstate": "vmstate.bin", "mem": "mem.bin", "rootfs.ext4": "drives/rootfs", "scratch.img": "drives/scratch"}
-    if paused:
-        wholes = [{name: data(f"{place}/{name}")[0] for name in files} for place in paused]
-    else:
-        wholes = [{name: data(f"{revision}/snapshot/{of_revision[name]}")[0] for name in files}]
-    if digests not in wholes:
-        sys.exit(f"{dest} is that of no snapshot as a whole: {digests}, of {wholes}")
+    wants = {name: data(f"{revision}/snapshot/{of_revision[name]}")[0] for name in files}
+    if digests != wants:
+        sys.exit(f"{dest} is not that of the snapshot: {digests}, not {wants}")
     if not os.path.samestat(os.stat(dest), os.stat(os.path.dirname(memory))):
         sys.exit(f"{memory} is not in {dest}")
-
-
-def waits(flag):
-    """Says that it is ready, and waits until it is told to go on, or until whoever should tell it must have failed."""
-    open(flag + ".ready", "w").close()
-    for _ in range(3000):
-        if os.path.exists(flag):
-            return
-        time.sleep(0.02)
-    sys.exit("nobody said that it may go on")
-
-
-def holds(path, flag):
-    """Has a memory mapped as a VM has it, and sees no change of it."""
-    with open(path, "rb") as file:
-        memory = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-    # Half of it is read only afterwards: it must still be there.
-    before = hashlib.blake2b(memory[: len(memory) // 2]).digest()
-    want = data(path)[0]
-    waits(flag)
-    if hashlib.blake2b(memory[: len(memory) // 2]).digest() != before:
-        sys.exit("the memory has changed")
-    with open(flag, "wb") as file:
-        file.write(memory)
-    if data(flag)[0] != want:
-        sys.exit("what was not read before is another's")
-
-
-def reads_snapshots(revision, first, second, stop):
-    """Sees one snapshot or the other, whole, until told to stop."""
-    path, seen = f"{revision}/snapshot", {first: 0, second: 0}
-    # Its directory goes when the checks stop early.
-    while not os.path.exists(stop) and os.path.exists(os.path.dirname(stop)):
-        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)  # there must be one at any time
-        try:
-            labels = set()
-            for name, at in (("vmstate.bin", 8), ("mem.bin", 0), ("drives/rootfs", 5011), ("drives/scratch", 5011)):
-                fd = os.open(name, os.O_RDONLY, dir_fd=directory)
-                text = os.pread(fd, 40, at)
-                labels.add(next((label for label in (first, second) if text.startswith(label.encode())), text))
-                os.close(fd)
-            read_json("snapshot.json", directory)
-            if len(labels) != 1 or not labels <= {first, second}:
-                sys.exit(f"a snapshot of parts: {labels}")
-            seen[labels.pop()] += 1
-        except FileNotFoundError as error:
-            # It was replaced while it was read, and has gone: then there is another.
-            if os.stat(path).st_ino == os.fstat(directory).st_ino:
-                sys.exit(f"half a snapshot: {error}")
-        finally:
-            os.close(directory)
-    print("seen:", seen)
-    if not all(seen.values()):
-        sys.exit("it has not seen both")
 
 
 def can_clone(source, target):
@@ -427,6 +327,6 @@ def can_clone(source, target):
 
 
 if __name__ == "__main__":
-    commands = [can_clone, contents, copied, drop_field, holds, instances, is_instance, is_snapshot, is_warm, memory]
-    commands += [reads_snapshots, same, scribble, snapshot_digests, state, strategies, tamper, used, wreck]
+    commands = [can_clone, contents, instances, is_instance, is_snapshot, is_warm, memory, scribble, snapshot_digests]
+    commands += [state, strategies, tamper, wreck]
     {command.__name__: command for command in commands}[sys.argv[1]](*sys.argv[2:])
