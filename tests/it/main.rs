@@ -28,6 +28,7 @@ mod pins;
 mod powercut;
 mod process;
 mod program;
+mod proof;
 mod publish;
 mod records;
 mod remote;

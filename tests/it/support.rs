@@ -27,7 +27,22 @@ pub struct Place {
 
 impl Place {
     pub fn new() -> Place {
-        let dir = tempfile::tempdir().expect("the temporary directory can be written");
+        Place::of(tempfile::tempdir().expect("the temporary directory can be written"))
+    }
+
+    /// A place in memory, for tests that make many trees and do not ask what a file system can do.
+    ///
+    /// It is one like others where `TMPDIR` says which file system is to be tried, and where memory is short.
+    pub fn in_memory() -> Place {
+        const ENOUGH: u64 = 2 << 30;
+        let free = rustix::fs::statvfs("/dev/shm").map_or(0, |found| found.f_bavail * found.f_frsize);
+        if std::env::var_os("TMPDIR").is_some() || free < ENOUGH {
+            return Place::new();
+        }
+        tempfile::tempdir_in("/dev/shm").map_or_else(|_| Place::new(), Place::of)
+    }
+
+    fn of(dir: tempfile::TempDir) -> Place {
         let path = dir.path().canonicalize().unwrap();
         Place { path: Utf8PathBuf::from_path_buf(path).expect("the temporary directory has a UTF-8 name"), _dir: dir }
     }
