@@ -74,7 +74,7 @@ fn swaps(place: &Place, store: &Store) -> impl Fn(u32) + Sync + use<> {
 
 #[test]
 fn what_is_looked_up_is_there_or_not() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.quick_store();
     let change = swaps(&place, &store);
     beside(1500, change, || {
@@ -103,7 +103,7 @@ fn what_is_looked_up_is_there_or_not() {
 
 #[test]
 fn a_verification_finds_no_damage() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.quick_store();
     let change = swaps(&place, &store);
     beside(1500, change, || {
@@ -117,7 +117,7 @@ fn a_verification_finds_no_damage() {
 
 #[test]
 fn a_plan_sees_no_current_that_points_to_nothing() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.quick_store();
     let change = swaps(&place, &store);
     beside(1500, change, || {
@@ -130,7 +130,7 @@ fn a_plan_sees_no_current_that_points_to_nothing() {
 
 #[test]
 fn show_and_list_tell_of_what_is_there() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.quick_store();
     let change = swaps(&place, &store);
     let images = ["c", "d"].map(|label| little_image(&place, label));
@@ -151,7 +151,7 @@ fn show_and_list_tell_of_what_is_there() {
 
 #[test]
 fn a_template_is_made_whoever_removes_it() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.quick_store();
     let spec = TemplateSpec::new(&id("web"), ".", &id("minimal"), &id("worker"), "2026-01-01T00:00:00Z");
     beside(
@@ -167,7 +167,7 @@ fn a_template_is_made_whoever_removes_it() {
 
 #[test]
 fn what_is_current_is_pinned_whatever_that_is() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.quick_store();
     let images = ["a", "b"].map(|label| little_image(&place, label));
     let web = template("web");

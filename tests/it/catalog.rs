@@ -82,12 +82,12 @@ fn verdicts(plan: &GcPlan) -> Vec<String> {
 
 #[test]
 fn only_a_collection_of_many_revisions_leaves_one() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = store_of(&place, MANY - 1);
     store.gc(&everything(), &mut ()).unwrap();
     assert!(!store.layout().catalog().exists(), "there are too few");
 
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = store_of(&place, MANY);
     plan(&store, 10);
     place.done(&["gc", "--dry-run"]);
@@ -104,7 +104,7 @@ fn only_a_collection_of_many_revisions_leaves_one() {
 
 #[test]
 fn it_says_what_the_records_say() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = store_of(&place, MANY);
     let (planned, listed) = (verdicts(&plan(&store, 10)), place.done(&["list", "--json"]).out);
     store.gc(&everything(), &mut ()).unwrap();
@@ -119,7 +119,7 @@ fn it_says_what_the_records_say() {
 
 #[test]
 fn a_damaged_one_is_not_used() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = store_of(&place, MANY);
     let planned = verdicts(&plan(&store, 10));
     store.gc(&everything(), &mut ()).unwrap();
@@ -143,7 +143,7 @@ fn a_damaged_one_is_not_used() {
 
 #[test]
 fn what_was_changed_since_is_read() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = store_of(&place, MANY);
     store.gc(&everything(), &mut ()).unwrap();
     date(&store.layout().revision_json(&web(), &id("r0500")), &place.join("new"));
@@ -173,7 +173,7 @@ fn date(path: &Utf8Path, staged: &Utf8Path) {
 
 #[test]
 fn a_build_that_gives_the_same_revision_changes_its_line() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = store_of(&place, MANY);
     store.gc(&everything(), &mut ()).unwrap();
     let draft = draft(&store, "web", &inputs("b"));
@@ -223,7 +223,7 @@ fn what_changes_while_one_is_written_is_not_in_it() {
         |op| matches!(op, Op::Rename { to, .. } if to.ends_with(".store/catalog")),
     ];
     for (number, moment) in moments.into_iter().enumerate() {
-        let place = Place::new();
+        let place = Place::in_memory();
         let plain = store_of(&place, MANY);
         fs::remove_file(plain.layout().reserve()).unwrap();
         let (record, staged) = (plain.layout().revision_json(&web(), &id("r0500")), place.join("new"));
@@ -245,7 +245,7 @@ fn a_collection_does_without_one_that_cannot_be_written() {
         |op| matches!(op, Op::Write { path, .. } if is_staged(path)),
         |op| matches!(op, Op::Rename { to, .. } if to.ends_with(".store/catalog")),
     ];
-    let place = Place::new();
+    let place = Place::in_memory();
     store_of(&place, MANY);
     for step in steps {
         let store = at(&place, step, || OpVerdict::Fail(std::io::ErrorKind::StorageFull.into()));
@@ -257,7 +257,7 @@ fn a_collection_does_without_one_that_cannot_be_written() {
 
 #[test]
 fn one_that_says_nearly_all_is_not_written_again() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = store_of(&place, MANY);
     let written = || {
         store.gc(&everything(), &mut ()).unwrap();
@@ -278,7 +278,7 @@ fn one_that_says_nearly_all_is_not_written_again() {
 
 #[test]
 fn a_damaged_one_is_a_note_and_a_repair_puts_it_out_of_the_way() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = store_of(&place, MANY);
     store.gc(&everything(), &mut ()).unwrap();
     let path = store.layout().catalog();
@@ -302,7 +302,7 @@ fn a_damaged_one_is_a_note_and_a_repair_puts_it_out_of_the_way() {
 
 #[test]
 fn whatever_it_says_what_is_kept_is_what_the_records_say() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = store_of(&place, MANY);
     store.gc(&everything(), &mut ()).unwrap();
     let revision = "r0999";
@@ -317,7 +317,7 @@ fn whatever_it_says_what_is_kept_is_what_the_records_say() {
 
 #[test]
 fn nothing_goes_because_others_are_said_to_be_newer() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = store_of(&place, MANY);
     store.gc(&everything(), &mut ()).unwrap();
     let truth = verdicts(&plan(&store, 10));
@@ -340,7 +340,7 @@ fn nothing_goes_because_others_are_said_to_be_newer() {
 
 #[test]
 fn what_is_not_the_stores_to_take_stays() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = store_of(&place, MANY);
     store.gc(&everything(), &mut ()).unwrap();
     // In place, as nobody should: the directory does not show it.
@@ -390,7 +390,7 @@ fn why(report: &GcReport, revision: &str) -> Option<SkipReason> {
 
 #[test]
 fn what_is_marked_as_damaged_is_not_offered() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = store_of(&place, MANY);
     store.gc(&everything(), &mut ()).unwrap();
     let mark = store.layout().damage_mark(&web(), &id("r0007"));

@@ -326,8 +326,8 @@ pub fn when_free<T>(mut act: impl FnMut() -> Result<T>) -> Result<T> {
     })
 }
 
-/// Waits until no process has a file open, or one below a directory; a program may that another test starts just now:
-/// see [`when_free`].
+/// Waits until neither this process nor a child of it has a file open, or one below a directory; a program may that
+/// another test starts just now: see [`when_free`].
 pub fn until_closed(path: impl AsRef<Utf8Path>) {
     let file = fs::canonicalize(path.as_ref()).unwrap();
     until("everybody closed it", || {
@@ -335,10 +335,17 @@ pub fn until_closed(path: impl AsRef<Utf8Path>) {
     });
 }
 
-/// `/proc/<pid>/fd/<n>` of all processes that this one may look at.
+/// `/proc/<pid>/fd/<n>` of this process and its children.
 fn descriptors() -> Vec<std::path::PathBuf> {
     let below = |dir: &std::path::Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    below("/proc".as_ref()).flat_map(|process| below(&process.join("fd")).collect::<Vec<_>>()).collect()
+    let own = std::process::id().to_string();
+    let parent = |process: &std::path::Path| {
+        let stat = fs::read_to_string(process.join("stat")).ok()?;
+        Some(stat.rsplit(") ").next()?.split(' ').nth(1)?.to_owned())
+    };
+    let is_ours = |process: &std::path::PathBuf| process.ends_with(&own) || parent(process).as_ref() == Some(&own);
+    let ours = below("/proc".as_ref()).filter(is_ours);
+    ours.flat_map(|process| below(&process.join("fd")).collect::<Vec<_>>()).collect()
 }
 
 /// Whether a process is dead; it may still wait to be reaped.

@@ -30,7 +30,7 @@ struct Scene {
 }
 
 fn scene(swapper: &Arc<Swapper>, prepare: impl FnOnce(&Utf8Path)) -> Scene {
-    let place = Place::new();
+    let place = Place::in_memory();
     prepare(&place.root());
     let options = StoreOptions::default().durability(Durability::None).observer(swapper.clone());
     let store = Store::init(place.root(), &options).or_else(|error| match error {

@@ -21,7 +21,7 @@ fn prepared(place: &Place, a: &Store) -> (Arc<InMemory>, [RevisionId; 2]) {
 
 #[test]
 fn a_push_that_is_cut_anywhere_leaves_the_old_or_the_new() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let a = host(&place, "a");
     let (memory, [first, second]) = prepared(&place, &a);
     let fork = |memory: &InMemory| Arc::new(memory.fork());
@@ -59,7 +59,7 @@ fn a_push_that_is_cut_anywhere_leaves_the_old_or_the_new() {
 
 #[test]
 fn a_pull_that_is_cut_anywhere_leaves_nothing_that_is_seen() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let a = host(&place, "a");
     let (memory, [_, second]) = prepared(&place, &a);
     push(&a, &in_memory(memory.clone()), &a.revision(&id("web"), &second).unwrap()).unwrap();
