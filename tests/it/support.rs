@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use proptest::test_runner::{Config as ProptestConfig, FileFailurePersistence};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use template_store::{
     Attempt, Build, BuildInputs, BuildOptions, Digest, Draft, Durability, Error, ErrorKind, Layout, Note, Progress,
     Result, Revision, Store, StoreOptions, TemplateId,
@@ -343,7 +344,10 @@ fn descriptors() -> Vec<std::path::PathBuf> {
         let stat = fs::read_to_string(process.join("stat")).ok()?;
         Some(stat.rsplit(") ").next()?.split(' ').nth(1)?.to_owned())
     };
-    let is_ours = |process: &std::path::PathBuf| process.ends_with(&own) || parent(process).as_ref() == Some(&own);
+    let any = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let childless = matches!(waitid(WaitId::All, any), Err(rustix::io::Errno::CHILD));
+    let is_ours =
+        |process: &std::path::PathBuf| process.ends_with(&own) || !childless && parent(process).as_ref() == Some(&own);
     let ours = below("/proc".as_ref()).filter(is_ours);
     ours.flat_map(|process| below(&process.join("fd")).collect::<Vec<_>>()).collect()
 }
