@@ -98,7 +98,7 @@ fn interrupted_at_each_step(then: Then) {
     });
     let mut failures = 0;
     for nth in 0.. {
-        let place = Place::new();
+        let place = Place::in_memory();
         let root = data(&place);
         let failing = Arc::new(Failing { nth, then, seen: AtomicUsize::new(0), failed: Mutex::default() });
         let result = Store::adopt(&root, &StoreOptions::default().observer(failing.clone()), &mut ());

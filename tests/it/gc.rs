@@ -342,7 +342,7 @@ fn what_a_command_uses_stays_until_the_program_and_the_command_are_dead() {
 
 #[test]
 fn a_collection_that_is_killed_is_completed_by_the_next_one() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.quick_store();
     let mut killed = 0;
     for round in 0..20 {

@@ -200,7 +200,7 @@ impl Observer for DiesAt {
 /// Two templates that share bytes and keys, with something to collect in both, and an older revision with the key of
 /// a newer one that goes.
 fn much_to_do() -> (Place, Store) {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.quick_store();
     publish(&store, "web", &["a", "b"]);
     drop(reused(&store, "db", &inputs("a")));

@@ -44,4 +44,5 @@ mod stress;
 mod support;
 mod usage;
 mod verify;
+mod waits;
 mod warm;

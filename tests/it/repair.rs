@@ -323,7 +323,7 @@ impl Observer for Dying {
 /// Cuts a repair short at each of its steps; the next one completes it.
 fn cut_short_everywhere(damage: impl Fn(&World)) {
     for nth in 0.. {
-        let world = World::with_copies();
+        let world = World::quick();
         damage(&world);
         let dying = Arc::new(Dying { nth, seen: AtomicUsize::new(0) });
         let options = StoreOptions::default().observer(dying.clone());

@@ -25,6 +25,9 @@ use crate::support::{
 /// MiB of memory of every VM here.
 pub const MEM_MIB: u32 = 8;
 
+/// The Firecracker configuration of their image.
+const CONFIG: &str = r#"{"boot-source":{"boot_args":"quiet"},"machine-config":{"vcpu_count":2,"mem_size_mib":8}}"#;
+
 /// A store with a revision of `web` whose VMs have 8 MiB, and the files of one that is paused.
 pub struct Paused {
     pub place: Place,
@@ -33,12 +36,15 @@ pub struct Paused {
 
 impl Paused {
     pub fn new() -> Paused {
-        Paused::of(r#"{"boot-source":{"boot_args":"quiet"},"machine-config":{"vcpu_count":2,"mem_size_mib":8}}"#)
+        Paused::of(CONFIG)
     }
 
     /// With this Firecracker configuration.
     pub fn of(config: &str) -> Paused {
-        let place = Place::new();
+        Paused::at(Place::new(), config)
+    }
+
+    fn at(place: Place, config: &str) -> Paused {
         let store = place.store();
         let options = template_store::BuildOptions::default().resources(template_store::Resources {
             vcpus: 2,
@@ -431,7 +437,7 @@ impl Observer for Failing {
 fn whichever_step_fails_there_is_the_old_snapshot_or_the_new_one() {
     let mut failures = 0;
     for nth in 0.. {
-        let paused = Paused::new();
+        let paused = Paused::at(Place::in_memory(), CONFIG);
         paused.attach();
         let old = fs::read(paused.vm().join("vmstate")).unwrap();
         paused.pause("second");

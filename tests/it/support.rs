@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use proptest::test_runner::{Config as ProptestConfig, FileFailurePersistence};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use template_store::{
     Attempt, Build, BuildInputs, BuildOptions, Digest, Draft, Durability, Error, ErrorKind, Layout, Note, Progress,
     Result, Revision, Store, StoreOptions, TemplateId,
@@ -27,7 +28,22 @@ pub struct Place {
 
 impl Place {
     pub fn new() -> Place {
-        let dir = tempfile::tempdir().expect("the temporary directory can be written");
+        Place::of(tempfile::tempdir().expect("the temporary directory can be written"))
+    }
+
+    /// A place in memory, for tests that make many trees and do not ask what a file system can do.
+    ///
+    /// It is one like others where `TMPDIR` says which file system is to be tried, and where memory is short.
+    pub fn in_memory() -> Place {
+        const ENOUGH: u64 = 2 << 30;
+        let free = rustix::fs::statvfs("/dev/shm").map_or(0, |found| found.f_bavail * found.f_frsize);
+        if std::env::var_os("TMPDIR").is_some() || free < ENOUGH {
+            return Place::new();
+        }
+        tempfile::tempdir_in("/dev/shm").map_or_else(|_| Place::new(), Place::of)
+    }
+
+    fn of(dir: tempfile::TempDir) -> Place {
         let path = dir.path().canonicalize().unwrap();
         Place { path: Utf8PathBuf::from_path_buf(path).expect("the temporary directory has a UTF-8 name"), _dir: dir }
     }
@@ -311,8 +327,8 @@ pub fn when_free<T>(mut act: impl FnMut() -> Result<T>) -> Result<T> {
     })
 }
 
-/// Waits until no process has a file open, or one below a directory; a program may that another test starts just now:
-/// see [`when_free`].
+/// Waits until neither this process nor a child of it has a file open, or one below a directory; a program may that
+/// another test starts just now: see [`when_free`].
 pub fn until_closed(path: impl AsRef<Utf8Path>) {
     let file = fs::canonicalize(path.as_ref()).unwrap();
     until("everybody closed it", || {
@@ -320,10 +336,20 @@ pub fn until_closed(path: impl AsRef<Utf8Path>) {
     });
 }
 
-/// `/proc/<pid>/fd/<n>` of all processes that this one may look at.
+/// `/proc/<pid>/fd/<n>` of this process and its children.
 fn descriptors() -> Vec<std::path::PathBuf> {
     let below = |dir: &std::path::Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    below("/proc".as_ref()).flat_map(|process| below(&process.join("fd")).collect::<Vec<_>>()).collect()
+    let own = std::process::id().to_string();
+    let parent = |process: &std::path::Path| {
+        let stat = fs::read_to_string(process.join("stat")).ok()?;
+        Some(stat.rsplit(") ").next()?.split(' ').nth(1)?.to_owned())
+    };
+    let any = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let childless = matches!(waitid(WaitId::All, any), Err(rustix::io::Errno::CHILD));
+    let is_ours =
+        |process: &std::path::PathBuf| process.ends_with(&own) || !childless && parent(process).as_ref() == Some(&own);
+    let ours = below("/proc".as_ref()).filter(is_ours);
+    ours.flat_map(|process| below(&process.join("fd")).collect::<Vec<_>>()).collect()
 }
 
 /// Whether a process is dead; it may still wait to be reaped.

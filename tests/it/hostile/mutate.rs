@@ -142,18 +142,22 @@ fn replaced(
     (format!("{what} {old:?} replaced by {new:?}"), bytes)
 }
 
+/// Makes a document that is heavy.
+type Heavy = Box<dyn Fn() -> Vec<u8>>;
+
 /// Documents that take much more than they have bytes, unless somebody looks at the clock and the scales.
-pub fn heavy(valid: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
-    let with = |field: &[u8]| {
-        let end = valid.iter().rposition(|&byte| byte == b'}').unwrap_or(valid.len());
-        [&valid[..end], b", \"more\": ", field, &valid[end..]].concat()
+pub fn heavy(valid: &[u8]) -> Vec<(&'static str, Heavy)> {
+    let end = valid.iter().rposition(|&byte| byte == b'}').unwrap_or(valid.len());
+    let (start, end) = (valid[..end].to_vec(), valid[end..].to_vec());
+    let with = |field: fn() -> Vec<u8>| -> Heavy {
+        let (start, end) = (start.clone(), end.clone());
+        Box::new(move || [&start, &b", \"more\": "[..], &field(), &end].concat())
     };
-    let lists = [b"[".to_vec(), b"[0],".repeat(4 << 20), b"[0]]".to_vec()].concat();
     vec![
-        ("four million lists", with(&lists)),
-        ("a million lists, one in the other", with(&[b"[".repeat(1 << 20), b"]".repeat(1 << 20)].concat())),
-        ("a million objects, one in the other", with(&[b"{\"a\":".repeat(1 << 20), b"0".to_vec()].concat())),
-        ("a text of 60 MiB", with(&[b"\"".to_vec(), vec![b'x'; 60 << 20], b"\"".to_vec()].concat())),
-        ("more than 64 MiB", vec![b' '; (64 << 20) + 1]),
+        ("four million lists", with(|| [&b"["[..], &b"[0],".repeat(4 << 20), b"[0]]"].concat())),
+        ("a million lists, one in the other", with(|| [b"[".repeat(1 << 20), b"]".repeat(1 << 20)].concat())),
+        ("a million objects, one in the other", with(|| [b"{\"a\":".repeat(1 << 20), b"0".to_vec()].concat())),
+        ("a text of 60 MiB", with(|| [b"\"".to_vec(), vec![b'x'; 60 << 20], b"\"".to_vec()].concat())),
+        ("more than 64 MiB", Box::new(|| vec![b' '; (64 << 20) + 1])),
     ]
 }

@@ -99,7 +99,7 @@ fn deep(dir: &Utf8Path, depth: usize) {
 
 #[test]
 fn a_tree_that_is_deeper_than_a_path_can_say_is_refused_and_removed() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.quick_store();
     for depth in [10, 47, 48, 49, 97, 1500] {
         let built = draft(&store, "web", &inputs("lock"));

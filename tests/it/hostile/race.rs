@@ -8,7 +8,6 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use template_store::gc::Policy;
@@ -17,18 +16,15 @@ use template_store::{Durability, Import, ImportOptions, Removal, Result, Store, 
 use super::trap::{Victim, assert_no_secret, bait, exchange, secret_below};
 use crate::adopt::{mvm_revision, mvm_template};
 use crate::interning::NOBODY;
+use crate::proof;
 use crate::support::{Place, build, bytes, draft, id, image, inputs, until};
 
 /// Set for the process that swaps: a directory, the way from what is in it to what is swapped, and the link.
 const SWAP: &str = "TEMPLATE_STORE_TEST_SWAPS";
 
-/// Each race goes on for so long, and for so many rounds at least; `HOSTILE_SECONDS` says another time.
-const TIME: Duration = Duration::from_millis(1500);
-const ROUNDS: usize = 10;
-
-fn time() -> Duration {
-    let seconds = std::env::var("HOSTILE_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
-    seconds.map_or(TIME, Duration::from_secs)
+/// How many rounds each race has.
+fn rounds() -> usize {
+    proof::scaled(50, 2000)
 }
 
 /// What the process that swaps runs; else it is a test that has nothing to do.
@@ -80,7 +76,7 @@ struct Race {
 impl Race {
     /// What `pattern` makes is what the victim has the names of.
     fn new(below: &'static str, pattern: impl Fn(&Utf8Path)) -> Race {
-        let place = Place::new();
+        let place = Place::in_memory();
         let store = place.quick_store();
         fs::create_dir(place.join("shared")).unwrap();
         give(&place.join("shared"));
@@ -164,10 +160,9 @@ impl Race {
     /// Does the same again and again, and then looks at the victim.
     fn run(mut self, name: &str, base: &Utf8Path, round: impl Fn(&Race) -> Result<()>) {
         self.start(base);
-        let (start, mut rounds, mut refused) = (Instant::now(), 0, 0);
-        while start.elapsed() < time() || rounds < ROUNDS {
+        let mut refused = 0;
+        for _ in 0..rounds() {
             refused += usize::from(round(&self).is_err());
-            rounds += 1;
             self.clear();
         }
         if let Some(mut swapping) = self.swapping.take() {
@@ -178,7 +173,7 @@ impl Race {
         }
         self.victim.assert_untouched(name);
         assert_no_secret(&self.place.root(), name);
-        println!("{name}, {:?}: {rounds} rounds, {refused} of them refused", self.below);
+        println!("{name}, {:?}: {} rounds, {refused} of them refused", self.below, rounds());
     }
 }
 

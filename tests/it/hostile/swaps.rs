@@ -30,7 +30,7 @@ struct Scene {
 }
 
 fn scene(swapper: &Arc<Swapper>, prepare: impl FnOnce(&Utf8Path)) -> Scene {
-    let place = Place::new();
+    let place = Place::in_memory();
     prepare(&place.root());
     let options = StoreOptions::default().durability(Durability::None).observer(swapper.clone());
     let store = Store::init(place.root(), &options).or_else(|error| match error {
@@ -40,9 +40,12 @@ fn scene(swapper: &Arc<Swapper>, prepare: impl FnOnce(&Utf8Path)) -> Scene {
     Scene { store: store.unwrap(), place, swapper: swapper.clone() }
 }
 
-/// Small image files with a directory in it; one file is large enough to be an object.
+/// Small image files with a directory in it; two of them are large enough to be objects.
 fn fill(dir: &Utf8Path) {
-    image(dir, "swapped");
+    for (name, size) in [("vmlinux", 4000), ("rootfs.ext4", 70_000)] {
+        fs::write(dir.join(name), bytes(name, size)).unwrap();
+    }
+    fs::write(dir.join("fc-base.json"), r#"{"machine-config":{"vcpu_count":2,"mem_size_mib":512}}"#).unwrap();
     fs::create_dir_all(dir.join("lib/inner")).unwrap();
     fs::write(dir.join("lib/inner/module"), bytes("module", 70_000)).unwrap();
     fs::write(dir.join("lib/readme"), "text").unwrap();

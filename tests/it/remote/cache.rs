@@ -34,7 +34,7 @@ fn build(store: &Store, remote: &template_store::Remote, label: &str) -> (templa
 
 #[test]
 fn what_one_host_built_others_fetch() {
-    with_each(&Place::new(), |place, kind| {
+    with_each(&Place::in_memory(), |place, kind| {
         let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
         let (built, how) = build(&a, &remote, "one");
         assert_eq!(how, "built");
@@ -52,7 +52,7 @@ fn what_one_host_built_others_fetch() {
 
 #[test]
 fn of_two_hosts_that_build_at_once_the_first_to_push_wins() {
-    with_each(&Place::new(), |place, kind| {
+    with_each(&Place::in_memory(), |place, kind| {
         let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
         let drafts = [&a, &b].map(|store| draft(store, "web", &inputs("lock")));
         let options = PublishOptions::default();
@@ -76,7 +76,7 @@ fn of_two_hosts_that_build_at_once_the_first_to_push_wins() {
 
 #[test]
 fn what_is_built_again_is_built_and_strictness_counts_there_too() {
-    with_each(&Place::new(), |place, kind| {
+    with_each(&Place::in_memory(), |place, kind| {
         let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
         let flake = |flake_ref: &str| inputs("lock").with_flake_ref(flake_ref);
         let options = PublishOptions::default();
@@ -108,7 +108,7 @@ fn what_is_built_again_is_built_and_strictness_counts_there_too() {
 
 #[test]
 fn a_template_with_other_resources_gets_its_own_configuration() {
-    with_each(&Place::new(), |place, kind| {
+    with_each(&Place::in_memory(), |place, kind| {
         let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
         build(&a, &remote, "one");
         let resources = Resources { vcpus: 7, mem_mib: 700, ..Resources::default() };
@@ -128,7 +128,7 @@ fn a_template_with_other_resources_gets_its_own_configuration() {
 
 /// A place with a directory that is a remote, in which a test can change what it likes.
 fn with_hub() -> (Place, Utf8PathBuf, Remote) {
-    let place = Place::new();
+    let place = Place::in_memory();
     let hub = place.join("hub");
     fs::create_dir(&hub).unwrap();
     let remote = Remote::open(&RemoteSettings::at(hub.as_str())).unwrap();
@@ -268,7 +268,7 @@ fn build_everywhere(place: &Place, words: &[&str], env: &[(&str, &str)]) -> Vec<
 
 #[test]
 fn sixteen_processes_on_four_hosts_end_with_one_revision() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let hub = place.join("hub");
     fs::create_dir(&hub).unwrap();
     let ran = build_everywhere(&place, &["--remote", hub.as_str()], &[]);
@@ -278,7 +278,7 @@ fn sixteen_processes_on_four_hosts_end_with_one_revision() {
     assert_eq!(listed["templates"][0]["revisions"].as_array().unwrap().len(), 1);
 
     let Some(bucket) = server::bucket() else { return };
-    let place = Place::new();
+    let place = Place::in_memory();
     for number in 0..4 {
         let root = place.join(&format!("host-{number}"));
         let (url, endpoint) = (bucket.url(), &bucket.endpoint);
@@ -295,7 +295,7 @@ fn sixteen_processes_on_four_hosts_end_with_one_revision() {
 
 #[test]
 fn without_the_remote_it_is_built_unless_the_remote_is_required() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let dead = ["remote", "add", "dead", "s3://images/x", "--endpoint", "http://127.0.0.1:1", "--allow-http"];
     place.done(&dead);
     let with = |more: &[&str], lock: &str| {

@@ -11,7 +11,7 @@ use crate::support::{Place, assert_error, id};
 
 #[test]
 fn no_file_of_a_remote_is_written_elsewhere() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let held = Held::pushed(&place);
     let good = held.manifest();
     for path in [
@@ -42,7 +42,7 @@ fn no_file_of_a_remote_is_written_elsewhere() {
 
 #[test]
 fn what_a_manifest_says_is_checked_before_anything_is_written() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let held = Held::pushed(&place);
     let good = held.manifest();
     let changed = |change: &dyn Fn(&mut Value)| {
@@ -91,7 +91,7 @@ fn what_a_manifest_says_is_checked_before_anything_is_written() {
 
 #[test]
 fn bytes_that_are_not_those_of_the_digest_are_never_published() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let held = Held::pushed(&place);
     for name in ["rootfs.ext4", "vmlinux", "fc-base.json"] {
         let path = held.blob_of(name);
@@ -118,7 +118,7 @@ fn bytes_that_are_not_those_of_the_digest_are_never_published() {
 
 #[test]
 fn pointers_that_are_damaged_lead_nowhere() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let held = Held::pushed(&place);
     let good = held.pointer();
     let changed = |change: &dyn Fn(&mut Value)| {

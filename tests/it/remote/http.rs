@@ -88,7 +88,7 @@ fn pushed(place: &Place) -> Utf8PathBuf {
 #[test]
 fn what_a_web_server_has_is_pulled_and_looked_up() {
     for sends_parts in [true, false] {
-        let place = Place::new();
+        let place = Place::in_memory();
         let remote = serve(pushed(&place), sends_parts);
         let b = host(&place, "b");
         let pulled = pull(&b, &remote, None).unwrap();
@@ -107,7 +107,7 @@ fn what_a_web_server_has_is_pulled_and_looked_up() {
 
 #[test]
 fn a_web_server_is_only_read_and_tells_nobody_what_it_has() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let remote = serve(pushed(&place), true);
     let refused = push(&host(&place, "a"), &remote, &host(&place, "a").current(&id("web")).unwrap());
     assert!(matches!(refused, Err(Error::Remote(RemoteError::ReadOnly { .. }))), "{refused:?}");
@@ -118,7 +118,7 @@ fn a_web_server_is_only_read_and_tells_nobody_what_it_has() {
 #[test]
 fn what_a_web_server_has_damaged_is_refused() {
     for sends_parts in [true, false] {
-        let place = Place::new();
+        let place = Place::in_memory();
         let hub = pushed(&place);
         let blobs = walkdir::WalkDir::new(hub.join("blobs")).into_iter().map(Result::unwrap);
         let blobs = blobs.filter(|entry| entry.file_type().is_file()).map(|entry| entry.into_path());

@@ -58,11 +58,11 @@ impl Reach {
 }
 
 fn with_each(test: impl Fn(&Place, &Kind)) {
-    let place = Place::new();
+    let place = Place::in_memory();
     std::fs::create_dir(place.join("hub")).unwrap();
     test(&place, &Kind::Directory(place.join("hub")));
     if let Some(bucket) = server::bucket() {
-        test(&Place::new(), &Kind::Server(bucket));
+        test(&Place::in_memory(), &Kind::Server(bucket));
     }
 }
 

@@ -19,7 +19,7 @@ fn changed(good: &Value, change: impl FnOnce(&mut Value)) -> Vec<u8> {
 
 #[test]
 fn what_would_be_large_when_it_is_written_is_refused() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let held = Held::pushed(&place);
     let good = held.manifest();
     let deep = (0..110).fold(json!(0), |inner, _| json!({ "a": inner }));
@@ -39,7 +39,7 @@ fn what_would_be_large_when_it_is_written_is_refused() {
 
 #[test]
 fn a_revision_is_made_from_so_many_inputs_and_no_more() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let held = Held::pushed(&place);
     let good = held.manifest();
     let made = |count: usize| {
@@ -55,7 +55,7 @@ fn a_revision_is_made_from_so_many_inputs_and_no_more() {
 
 #[test]
 fn data_in_a_hole_are_not_written() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let held = Held::pushed(&place);
     let good = held.manifest();
     let names: Vec<_> = good["files"].as_array().unwrap().iter().map(|file| file["path"].as_str().unwrap()).collect();
@@ -71,7 +71,7 @@ fn data_in_a_hole_are_not_written() {
 
 #[test]
 fn a_file_has_so_many_holes_and_no_more() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let held = Held::pushed(&place);
     let good = held.manifest();
     let rootfs = |count: u64| {
@@ -96,7 +96,7 @@ fn a_file_has_so_many_holes_and_no_more() {
 /// A process that may have so much memory reads what is as costly as may be.
 #[test]
 fn small_documents_take_little_memory() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let held = Held::pushed(&place);
     let hub = place.join("hub");
     let write = |path: &str, bytes: Vec<u8>| {

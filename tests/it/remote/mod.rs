@@ -57,7 +57,7 @@ pub fn with_each(place: &Place, test: impl Fn(&Place, &Kind)) {
     let mut kinds = vec![Kind::Memory(Arc::default()), Kind::Directory(dir)];
     kinds.extend(server::bucket().map(Kind::Server));
     for kind in &kinds {
-        let place = Place::new();
+        let place = Place::in_memory();
         test(&place, kind);
     }
 }

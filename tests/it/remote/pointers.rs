@@ -19,7 +19,7 @@ pub fn resend(store: &Store, remote: &Remote) -> Result<Pushed> {
 
 #[test]
 fn a_pointer_that_was_changed_is_found_out() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let held = Held::pushed(&place);
     let good = held.get(POINTER).to_vec();
     let text = String::from_utf8(good.clone()).unwrap();
@@ -45,7 +45,7 @@ fn held_json(bytes: &[u8]) -> serde_json::Value {
 /// A read that was flipped is made again: so nothing of it is believed, or written back.
 #[test]
 fn what_is_flipped_on_the_way_is_read_again() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let a = host(&place, "a");
     let memory = Arc::new(InMemory::new());
     push(&a, &in_memory(memory.clone()), &publish(&place, &a, "first")).unwrap();
@@ -74,7 +74,7 @@ fn what_is_flipped_on_the_way_is_read_again() {
 
 #[test]
 fn a_write_with_a_condition_survives_a_connection_that_is_reset() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let a = host(&place, "a");
     let revision = publish(&place, &a, "one");
     for done in [false, true] {
@@ -93,7 +93,7 @@ fn a_write_with_a_condition_survives_a_connection_that_is_reset() {
 
 #[test]
 fn what_a_server_got_changed_is_sent_again() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let a = host(&place, "a");
     let revision = publish(&place, &a, "one");
     let refusal = "Server returned non-2xx status code: 400 Bad Request: <Error><Code>BadDigest</Code></Error>";
@@ -109,7 +109,7 @@ fn what_a_server_got_changed_is_sent_again() {
 
 #[test]
 fn a_server_that_refuses_conditions_is_found_out() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let a = host(&place, "a");
     let revision = publish(&place, &a, "one");
     for refusal in [
@@ -132,7 +132,7 @@ fn a_server_that_refuses_conditions_is_found_out() {
 
 #[test]
 fn a_damaged_pointer_hides_no_other_and_can_be_mended() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let a = host(&place, "a");
     let hub = place.join("hub");
     std::fs::create_dir(&hub).unwrap();
@@ -168,7 +168,7 @@ fn a_damaged_pointer_hides_no_other_and_can_be_mended() {
 
 #[test]
 fn a_damaged_pointer_of_a_key_is_replaced_by_the_next_build() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let (a, b, memory) = (host(&place, "a"), host(&place, "b"), Arc::new(InMemory::new()));
     let inputs: BuildInputs = inputs("lock");
     let share = |store: &Store| {

@@ -53,16 +53,16 @@ fn small(place: &Place, store: &Store, label: &str) {
 
 #[test]
 fn of_many_who_push_at_once_one_wins() {
-    race(&Place::new(), &Kind::Memory(Arc::default()), 50);
+    race(&Place::in_memory(), &Kind::Memory(Arc::default()), 50);
     // A server takes longer for each.
     let rounds = proof::scaled(3, 50);
-    with_each(&Place::new(), |place, kind| race(place, kind, rounds));
+    with_each(&Place::in_memory(), |place, kind| race(place, kind, rounds));
 }
 
 /// Without a word of what is expected: who does not have what is current there does not push over it.
 #[test]
 fn the_same_holds_for_those_who_expect_nothing() {
-    with_each(&Place::new(), |place, kind| {
+    with_each(&Place::in_memory(), |place, kind| {
         let stores: Vec<Store> = (0..PUSHERS).map(|number| host(place, &format!("host-{number}"))).collect();
         stores.iter().enumerate().for_each(|(number, store)| small(place, store, &format!("host {number}")));
         let won = winners(kind, &stores, &Move::Forward);
@@ -74,7 +74,7 @@ fn the_same_holds_for_those_who_expect_nothing() {
 
 #[test]
 fn two_templates_do_not_disturb_each_other() {
-    with_each(&Place::new(), |place, kind| {
+    with_each(&Place::in_memory(), |place, kind| {
         let store = host(place, "a");
         let revision = publish(place, &store, "one");
         let names: Vec<String> = (0..PUSHERS).map(|number| format!("t{number}")).collect();

@@ -19,7 +19,7 @@ use crate::support::{Place, Ran, assert_clean, assert_error, assert_right, build
 
 #[test]
 fn what_one_host_pushes_another_pulls() {
-    with_each(&Place::new(), |place, kind| {
+    with_each(&Place::in_memory(), |place, kind| {
         let (a, b) = (host(place, "a"), host(place, "b"));
         let revision = publish(place, &a, "one");
         let remote = kind.open();
@@ -46,7 +46,7 @@ fn what_one_host_pushes_another_pulls() {
 
 #[test]
 fn only_what_differs_is_sent_and_fetched() {
-    with_each(&Place::new(), |place, kind| {
+    with_each(&Place::in_memory(), |place, kind| {
         let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
         push(&a, &remote, &publish(place, &a, "one")).unwrap();
         let first = pull(&b, &remote, None).unwrap().revision;
@@ -72,7 +72,7 @@ fn only_what_differs_is_sent_and_fetched() {
 
 #[test]
 fn an_older_revision_can_be_pulled_and_need_not_become_current() {
-    with_each(&Place::new(), |place, kind| {
+    with_each(&Place::in_memory(), |place, kind| {
         let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
         let (one, two) = (publish(place, &a, "one"), publish(place, &a, "two"));
         push(&a, &remote, &one).unwrap();
@@ -90,7 +90,7 @@ fn an_older_revision_can_be_pulled_and_need_not_become_current() {
 
 #[test]
 fn nobody_puts_his_own_in_the_place_of_what_he_does_not_know() {
-    with_each(&Place::new(), |place, kind| {
+    with_each(&Place::in_memory(), |place, kind| {
         let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
         let (ours, theirs) = (publish(place, &a, "ours"), publish(place, &b, "theirs"));
         push(&a, &remote, &ours).unwrap();
@@ -117,7 +117,7 @@ fn nobody_puts_his_own_in_the_place_of_what_he_does_not_know() {
 
 #[test]
 fn a_revision_of_a_remote_never_becomes_another() {
-    with_each(&Place::new(), |place, kind| {
+    with_each(&Place::in_memory(), |place, kind| {
         let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
         let named = |store: &template_store::Store, label: &str| {
             let seal = SealOptions::default().revision(id::<template_store::RevisionId>("r1"));
@@ -139,7 +139,7 @@ fn a_revision_of_a_remote_never_becomes_another() {
 
 #[test]
 fn what_is_pulled_again_heals_what_is_damaged_here() {
-    with_each(&Place::new(), |place, kind| {
+    with_each(&Place::in_memory(), |place, kind| {
         let (a, b, remote) = (host(place, "a"), host(place, "b"), kind.open());
         push(&a, &remote, &publish(place, &a, "one")).unwrap();
         let revision = pull(&b, &remote, None).unwrap().revision;
@@ -152,7 +152,7 @@ fn what_is_pulled_again_heals_what_is_damaged_here() {
 
 #[test]
 fn what_is_damaged_here_is_not_pushed() {
-    with_each(&Place::new(), |place, kind| {
+    with_each(&Place::in_memory(), |place, kind| {
         let (a, remote) = (host(place, "a"), kind.open());
         let revision = publish(place, &a, "one");
         crate::support::flip(&revision.rootfs(), 6 << 20, true);
@@ -164,7 +164,7 @@ fn what_is_damaged_here_is_not_pushed() {
 
 #[test]
 fn a_repair_fetches_what_nobody_here_has() {
-    with_each(&Place::new(), |place, kind| {
+    with_each(&Place::in_memory(), |place, kind| {
         let (a, remote) = (host(place, "a"), kind.open());
         let revision = publish(place, &a, "one");
         push(&a, &remote, &revision).unwrap();
@@ -195,7 +195,7 @@ fn rotten(place: &Place) -> (Store, Arc<InMemory>) {
 
 #[test]
 fn a_repair_that_can_fetch_nothing_ahead_fetches_in_the_end() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let (a, memory) = rotten(&place);
     build(&a, "other", &inputs("a"), "a");
     let artifacts = a.layout().artifacts(&id("other"));
@@ -209,7 +209,7 @@ fn a_repair_that_can_fetch_nothing_ahead_fetches_in_the_end() {
 /// What is fetched takes as long as the network does; others publish meanwhile.
 #[test]
 fn a_repair_that_fetches_keeps_nobody_from_the_store() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let (a, memory) = rotten(&place);
     let (root, came) = (a.layout().root().to_owned(), Arc::new(AtomicUsize::new(0)));
     let count = came.clone();
@@ -235,7 +235,7 @@ fn a_repair_that_fetches_keeps_nobody_from_the_store() {
 
 #[test]
 fn what_the_remote_lacks_as_well_remains() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.store();
     let revision = publish(&place, &store, "one");
     fs::create_dir(place.join("hub")).unwrap();
@@ -247,7 +247,7 @@ fn what_the_remote_lacks_as_well_remains() {
 
 #[test]
 fn remotes_are_kept_in_the_configuration() {
-    let place = Place::new();
+    let place = Place::in_memory();
     let store = place.store();
     fs::create_dir(place.join("hub")).unwrap();
     fs::write(store.layout().config(), "# ours\n[gc]\nkeep_last = 7\n").unwrap();
