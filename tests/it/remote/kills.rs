@@ -10,7 +10,8 @@ use super::server::{self, KEY, SECRET};
 use super::{Kind, assert_sound, current, host, publish, pull, push};
 use crate::support::{Place, Ran, Running, assert_clean, assert_right, id};
 
-const ROUNDS: u32 = 12;
+/// How many moments there are at which it is killed.
+const ROUNDS: u32 = 8;
 
 /// What the program needs to reach a remote.
 struct Reach {
