@@ -1,7 +1,7 @@
 //! Others remove and make again what somebody looks at: nobody takes that for damage, and nothing is lost by it.
 
 use std::fs::{self, File};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -16,20 +16,32 @@ fn rounds(all: u32) -> u32 {
     if proof::quick() { all / 4 } else { all }
 }
 
-/// Does one thing so often, and the other all the time until that is done.
-fn beside(rounds: u32, change: impl Fn(u32) + Sync, mut look: impl FnMut()) {
-    let done = AtomicBool::new(false);
+/// Does one thing so often, and the other all the time until that is done, but so often at least.
+fn beside(rounds: u32, looks: u32, change: impl Fn(u32) + Sync, mut look: impl FnMut()) {
+    let (done, looked) = (AtomicBool::new(false), AtomicU32::new(0));
     thread::scope(|scope| {
         let changes = scope.spawn(|| {
             // Also when it panics.
             let _ends = Ends(&done);
-            (0..rounds).for_each(&change);
+            let goes_on = |round: &u32| *round < rounds || looked.load(Ordering::Relaxed) < looks;
+            (0..).take_while(goes_on).for_each(&change);
         });
+        // Also when it panics.
+        let _looked = Looked(&looked);
         while !done.load(Ordering::Relaxed) {
             look();
+            looked.fetch_add(1, Ordering::Relaxed);
         }
         changes.join().unwrap();
     });
+}
+
+struct Looked<'a>(&'a AtomicU32);
+
+impl Drop for Looked<'_> {
+    fn drop(&mut self) {
+        self.0.store(u32::MAX, Ordering::Relaxed);
+    }
 }
 
 struct Ends<'a>(&'a AtomicBool);
@@ -83,7 +95,7 @@ fn what_is_looked_up_is_there_or_not() {
     let place = Place::in_memory();
     let store = place.quick_store();
     let change = swaps(&place, &store);
-    beside(rounds(1500), change, || {
+    beside(rounds(1500), 100, change, || {
         let found = [
             store.current(&id("web")),
             store.revisions(&id("web")).and_then(|all| match all.first() {
@@ -112,7 +124,7 @@ fn a_verification_finds_no_damage() {
     let place = Place::in_memory();
     let store = place.quick_store();
     let change = swaps(&place, &store);
-    beside(rounds(1500), change, || {
+    beside(rounds(1500), 100, change, || {
         for depth in [Depth::Quick, Depth::Full] {
             let report = store.verify(&VerifyOptions::default().depth(depth), &mut ()).unwrap();
             let damage: Vec<_> = report.findings.iter().filter(|finding| finding.severity == Severity::Error).collect();
@@ -126,7 +138,7 @@ fn a_plan_sees_no_current_that_points_to_nothing() {
     let place = Place::in_memory();
     let store = place.quick_store();
     let change = swaps(&place, &store);
-    beside(rounds(1500), change, || {
+    beside(rounds(1500), 100, change, || {
         let plan = store.plan_gc(&Policy::default()).unwrap();
         let reasons: Vec<_> = plan.revisions.iter().flat_map(|planned| &planned.reasons).collect();
         let damaged = |reason: &&Reason| matches!(reason, Reason::CurrentUnknown | Reason::Unreadable);
@@ -142,6 +154,7 @@ fn show_and_list_tell_of_what_is_there() {
     let images = ["c", "d"].map(|label| little_image(&place, label));
     beside(
         rounds(400),
+        20,
         |round| {
             images.iter().for_each(|image| drop(publish(&store, image)));
             change(round);
@@ -162,6 +175,7 @@ fn a_template_is_made_whoever_removes_it() {
     let spec = TemplateSpec::new(&id("web"), ".", &id("minimal"), &id("worker"), "2026-01-01T00:00:00Z");
     beside(
         rounds(3000),
+        300,
         |_| store.create(&spec).unwrap(),
         || {
             if let Err(error) = store.remove_template(&id("web"), Removal::Unused) {
@@ -173,7 +187,8 @@ fn a_template_is_made_whoever_removes_it() {
 
 #[test]
 fn what_is_current_is_pinned_whatever_that_is() {
-    let place = Place::in_memory();
+    // In memory, a round is over before a program has started.
+    let place = Place::new();
     let store = place.quick_store();
     let images = ["a", "b"].map(|label| little_image(&place, label));
     let web = template("web");
@@ -186,7 +201,7 @@ fn what_is_current_is_pinned_whatever_that_is() {
             assert!(matches!(error, Error::Pinned { .. } | Error::InUse { .. }), "{error}");
         }
     };
-    beside(rounds(600), change, || {
+    beside(rounds(1200), 100, change, || {
         place.done(&["pin", "release", "web"]);
         store.unpin(&id("release")).unwrap();
     });

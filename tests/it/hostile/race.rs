@@ -202,6 +202,7 @@ fn publish(how: Import, below: &'static str, to_give: &str) {
         let dir = race.show(fill, to_give);
         let options = ImportOptions::default().how(how);
         let published = race.store.publish_dir_with(&id("web"), dir, &options, &mut ())?;
+        assert_no_secret(&published.revision.path(), "published");
         let (template, revision) = (published.revision.template().clone(), published.revision.id().clone());
         drop(published);
         race.store.remove_template(&template, Removal::Forced).map(|_| drop(revision))

@@ -13,7 +13,7 @@ use crate::support::{Place, assert_clean, assert_error, assert_right, id};
 
 /// How large the images are: what comes in one part, and what comes in several and takes longer; and of how many cases
 /// one is tried when not all are.
-const SIZES: [(usize, usize); 2] = [(100 << 10, 1), (5 << 20, 6)];
+const SIZES: [(usize, usize); 2] = [(100 << 10, 2), (5 << 20, 8)];
 
 /// A remote with a first revision, and a store with a second.
 fn prepared(place: &Place, a: &Store, size: usize) -> (Arc<InMemory>, [RevisionId; 2]) {

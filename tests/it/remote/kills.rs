@@ -8,9 +8,13 @@ use template_store::{Remote, RemoteSettings, RevisionId, Store};
 
 use super::server::{self, KEY, SECRET};
 use super::{Kind, assert_sound, current, host, publish, pull, push};
+use crate::proof;
 use crate::support::{Place, Ran, Running, assert_clean, assert_right, id};
 
-const ROUNDS: u32 = 12;
+/// How many moments there are at which it is killed.
+fn rounds() -> u32 {
+    if proof::quick() { 8 } else { 12 }
+}
 
 /// What the program needs to reach a remote.
 struct Reach {
@@ -83,9 +87,9 @@ fn a_push_that_is_killed_leaves_the_old_or_the_new() {
         publish(place, &a, "timed");
         let (_, whole) = reach.done(place, &a, &["push", "web"]);
         let mut old = current(&remote).unwrap();
-        for round in 0..ROUNDS {
+        for round in 0..rounds() {
             let new: RevisionId = publish(place, &a, &format!("round {round}")).id().clone();
-            reach.killed(place, &a, &["push", "web"], whole * round / ROUNDS);
+            reach.killed(place, &a, &["push", "web"], whole * round / rounds());
             let now = current(&remote).unwrap();
             assert!(now == old || now == new, "round {round}: {now} is neither {old} nor {new}");
             assert_sound(&remote);
@@ -105,9 +109,9 @@ fn a_pull_that_is_killed_is_completed_by_the_next() {
         let (a, remote, reach) = (host(place, "a"), opened(kind), Reach::of(kind));
         push(&a, &remote, &publish(place, &a, "one")).unwrap();
         let (_, whole) = reach.done(place, &host(place, "timed"), &["pull", "web"]);
-        for round in 0..ROUNDS {
+        for round in 0..rounds() {
             let b = host(place, &format!("b{round}"));
-            reach.killed(place, &b, &["pull", "web"], whole * round / ROUNDS);
+            reach.killed(place, &b, &["pull", "web"], whole * round / rounds());
             for revision in b.templates().unwrap().iter().flat_map(|one| b.revisions(one).unwrap()) {
                 assert_right(&b.revision(&id("web"), &revision).unwrap());
             }

@@ -76,13 +76,13 @@ pub fn publish(place: &Place, store: &Store, label: &str) -> Revision {
     publish_of(place, store, label, 5 << 20)
 }
 
-/// The same, of so many bytes before its hole and nearly as many behind it.
+/// The same, of so many bytes before its hole and nearly as many behind it; the hole is four times as large.
 pub fn publish_of(place: &Place, store: &Store, label: &str, bytes_before: usize) -> Revision {
     let dir = place.join(&format!("image-{label}"));
     fs::create_dir_all(dir.join("extra/deep")).unwrap();
     fs::write(dir.join("vmlinux"), bytes("one kernel for all", 300_000)).unwrap();
     let mut rootfs = bytes(&format!("{label}: start"), bytes_before);
-    rootfs.extend(vec![0; 20 << 20]);
+    rootfs.extend(vec![0; bytes_before * 4]);
     rootfs.extend(bytes(&format!("{label}: end"), bytes_before / 5 * 4 + 17));
     fs::write(dir.join("rootfs.ext4"), rootfs).unwrap();
     fs::write(dir.join("fc-base.json"), format!("{{\"label\":\"{label}\"}}")).unwrap();
