@@ -219,10 +219,15 @@ clean() {
   leaves_nothing "$1"
 }
 
-notes_but() { # KIND
+# The paths of what a verification has found, but of this kind; without notes, with `damage_but`.
+notes_but() { found_but "$1" note warning error; }
+damage_but() { found_but "$1" warning error; }
+found_but() { # KIND SEVERITY...
   python3 -c '
 import json, sys
-print(*(finding["path"] for finding in json.load(sys.stdin)["findings"] if finding["kind"] != sys.argv[1]))' "$1"
+kind, *severities = sys.argv[1:]
+for finding in json.load(sys.stdin)["findings"]:
+    if finding["kind"] != kind and finding["severity"] in severities: print(finding["path"])' "$@"
 }
 
 leaves_nothing() { # STORE
