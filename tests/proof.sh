@@ -28,6 +28,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 user=${PROOF_USER:-nobody}
+root=$(id -u)
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0 RUST_BACKTRACE=0
 unset TEMPLATE_STORE_DIR MVM_DATA_DIR PROOF
 
@@ -111,22 +112,6 @@ fi
 # in_slice NUMBER: whether this slice has the one with this number.
 in_slice() { (($1 % shares == share - 1)); }
 
-# --- places ------------------------------------------------------------------
-
-root=$(id -u)
-scratch=$(mktemp -d /var/tmp/template-store-proof.XXXXXX)
-chmod 755 "$scratch"
-# All that runs here has this in its environment, however it was started.
-export PROOF_RUN=$scratch
-
-# The images of the loop mounts: in memory when there is enough, because the
-# checks wait for the disk some ten thousand times.
-images=$scratch
-if [[ $(awk '/^MemAvailable:/ { print int($2 / 1048576) }' /proc/meminfo) -ge 6 &&
-  $(($(stat -f -c '%a * %S / 1073741824' /dev/shm))) -ge 6 ]]; then
-  images=$(mktemp -d /dev/shm/template-store-proof.XXXXXX)
-fi
-
 # --- what is left of parts ---------------------------------------------------
 
 group= # of the processes of the part that runs
@@ -184,7 +169,8 @@ clear_up() {
   fi
   # What killed tests had in memory.
   for left in /dev/shm/template-store-test.*; do
-    if [[ -d $left && ! -e /proc/$(cut -d . -f 2 <<<"${left##*/}") ]]; then rm -rf "$left"; fi
+    # Of a process that waits to be reaped nothing can be read.
+    if [[ -d $left ]] && ! readlink -q "/proc/$(cut -d . -f 2 <<<"${left##*/}")/exe" >/dev/null; then rm -rf "$left"; fi
   done
   if ((root == 0)); then
     left=$(losetup --list --noheadings --output NAME,BACK-FILE | grep -F -e "$scratch/" -e "$images/" || true)
@@ -557,8 +543,20 @@ is_due() {
 # What has passed is known by this: the commit, what differs from it, and the slice.
 key=$({ git rev-parse HEAD && git status --porcelain && git diff HEAD; } 2>/dev/null | sha1sum | cut -c 1-16 || true)-$share/$shares
 
+scratch=$(mktemp -d /var/tmp/template-store-proof.XXXXXX)
+images=$scratch
 trap finish EXIT
 trap 'exit 130' INT TERM HUP
+chmod 755 "$scratch"
+# All that runs here has this in its environment, however it was started.
+export PROOF_RUN=$scratch
+
+# The images of the loop mounts: in memory when there is enough, because the
+# checks wait for the disk some ten thousand times.
+if [[ $(awk '/^MemAvailable:/ { print int($2 / 1048576) }' /proc/meminfo) -ge 6 &&
+  $(($(stat -f -c '%a * %S / 1073741824' /dev/shm))) -ge 6 ]]; then
+  images=$(mktemp -d /dev/shm/template-store-proof.XXXXXX)
+fi
 
 open_checkout
 tools=$PWD/target/proof

@@ -7,9 +7,7 @@ use std::time::{Duration, SystemTime};
 use camino::{Utf8Path, Utf8PathBuf};
 use template_store::{FindingKind, Layout, Report, Revision, RevisionId, Severity, Store, VerifyOptions};
 
-use crate::support::{
-    Place, assert_right, bytes, draft, flip, id, image, inputs, listing, object_of, reused, template,
-};
+use crate::support::{Place, assert_right, bytes, draft, flip, fresh, id, image, inputs, listing, object_of, reused};
 
 /// A store with two revisions of `web`, the second of which is current, and a directory beside it.
 pub struct World {
@@ -31,8 +29,7 @@ pub fn build(store: &Store, name: &str, label: &str) -> RevisionId {
 
 impl World {
     pub fn new() -> World {
-        let place = Place::new();
-        let store = place.store();
+        let (place, store) = fresh();
         World::of(place, store)
     }
 
@@ -65,9 +62,7 @@ impl World {
     pub fn add_copies(&self) {
         for label in ["a", "b"] {
             let copy = reused(&self.store, "db", &inputs(label));
-            for content in copy.contents() {
-                own_inode(&copy.artifact(&content.path));
-            }
+            copy.contents().iter().for_each(|content| own_inode(&copy.artifact(&content.path)));
         }
     }
 
@@ -80,8 +75,23 @@ impl World {
         self.layout().revision(&id("web"), &self.new)
     }
 
+    /// A file of the current revision.
+    pub fn file(&self, name: &str) -> Utf8PathBuf {
+        self.dir().join(name)
+    }
+
     pub fn kernel(&self) -> Utf8PathBuf {
-        self.dir().join("vmlinux")
+        self.file("vmlinux")
+    }
+
+    /// The object of the kernel.
+    pub fn object(&self) -> Utf8PathBuf {
+        object_of(self.layout(), &self.kernel())
+    }
+
+    /// The link to the current revision.
+    pub fn current(&self) -> Utf8PathBuf {
+        self.layout().current(&id("web"))
     }
 
     pub fn canary(&self) -> Utf8PathBuf {
@@ -104,12 +114,12 @@ impl World {
     pub fn assert_whole(&self) {
         self.revisions().iter().for_each(assert_right);
         assert_eq!(self.store.current(&id("web")).unwrap().id(), &self.new);
-        assert!(self.layout().current(&id("web")).join("vmlinux").exists(), "current resolves on disk");
+        assert!(self.current().join("vmlinux").exists(), "current resolves on disk");
     }
 }
 
 /// Replaces a file by a copy of it.
-pub fn own_inode(path: &Utf8Path) {
+fn own_inode(path: &Utf8Path) {
     let copy = path.with_file_name("copy");
     fs::copy(path, &copy).unwrap();
     File::open(&copy).unwrap().set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1)).unwrap();
@@ -129,14 +139,37 @@ pub fn assert_finds(report: &Report, kind: FindingKind, path: &Utf8Path) {
     assert!(found.severity > Severity::Note, "{found:?}");
 }
 
-fn replace(path: &Utf8Path, by: impl AsRef<std::path::Path>) -> Utf8PathBuf {
-    if fs::symlink_metadata(path).unwrap().is_dir() {
-        fs::remove_dir_all(path).unwrap();
-    } else {
-        fs::remove_file(path).unwrap();
-    }
-    symlink(by, path).unwrap();
-    path.to_owned()
+fn removed(path: Utf8PathBuf) -> Utf8PathBuf {
+    let is_dir = fs::symlink_metadata(&path).unwrap().is_dir();
+    if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.unwrap();
+    path
+}
+
+/// Puts a link in the place of a path.
+fn linked(path: Utf8PathBuf, to: impl AsRef<std::path::Path>) -> Utf8PathBuf {
+    symlink(to, removed(path.clone())).unwrap();
+    path
+}
+
+/// Puts an empty directory in the place of a path.
+fn directory(path: Utf8PathBuf) -> Utf8PathBuf {
+    fs::create_dir(removed(path.clone())).unwrap();
+    path
+}
+
+fn flipped(path: Utf8PathBuf, at: u64, quietly: bool) -> Utf8PathBuf {
+    flip(&path, at, quietly);
+    path
+}
+
+fn with_mode(path: Utf8PathBuf, mode: u32) -> Utf8PathBuf {
+    fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+    path
+}
+
+fn written(path: Utf8PathBuf, text: &str) -> Utf8PathBuf {
+    fs::write(&path, text).unwrap();
+    path
 }
 
 /// The kernels of both revisions, which are of one size.
@@ -151,14 +184,8 @@ fn exchange(paths: &[Utf8PathBuf; 2]) {
     }
 }
 
-fn set_len(path: Utf8PathBuf, len: u64) -> Utf8PathBuf {
-    fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
-    File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
-    path
-}
-
-fn empty(path: Utf8PathBuf) -> Utf8PathBuf {
-    fs::write(&path, "").unwrap();
+fn with_len(path: Utf8PathBuf, len: u64) -> Utf8PathBuf {
+    File::options().write(true).open(with_mode(path.clone(), 0o644)).unwrap().set_len(len).unwrap();
     path
 }
 
@@ -167,71 +194,38 @@ pub type Damage = (&'static str, FindingKind, fn(&World) -> Utf8PathBuf);
 
 /// What happens to artifacts: only a copy can mend it.
 pub const TO_FILES: [Damage; 10] = [
-    ("a flipped bit", FindingKind::Corrupt, |world| {
-        flip(&world.kernel(), 70_000, false);
-        world.kernel()
-    }),
-    ("a flipped bit, with the old time", FindingKind::Corrupt, |world| {
-        flip(&world.kernel(), 70_000, true);
-        world.kernel()
-    }),
-    ("a flipped bit in an object", FindingKind::ObjectDiffers, |world| {
-        let object = object_of(world.layout(), &world.kernel());
-        flip(&object, 5, true);
-        object
-    }),
-    ("a small file with a flipped bit", FindingKind::Corrupt, |world| {
-        flip(&world.dir().join("fc-base.json"), 5, true);
-        world.dir().join("fc-base.json")
-    }),
-    ("a file cut short", FindingKind::Truncated, |world| set_len(world.dir().join("rootfs.ext4"), 1000)),
-    ("a file that grew", FindingKind::Corrupt, |world| set_len(world.dir().join("rootfs.ext4"), 1 << 20)),
+    ("a flipped bit", FindingKind::Corrupt, |world| flipped(world.kernel(), 70_000, false)),
+    ("a flipped bit, with the old time", FindingKind::Corrupt, |world| flipped(world.kernel(), 70_000, true)),
+    ("a flipped bit in an object", FindingKind::ObjectDiffers, |world| flipped(world.object(), 5, true)),
+    ("a small file with a flipped bit", FindingKind::Corrupt, |world| flipped(world.file("fc-base.json"), 5, true)),
+    ("a file cut short", FindingKind::Truncated, |world| with_len(world.file("rootfs.ext4"), 1000)),
+    ("a file that grew", FindingKind::Corrupt, |world| with_len(world.file("rootfs.ext4"), 1 << 20)),
     ("a file that is gone", FindingKind::Missing, |world| {
-        fs::remove_file(world.kernel()).unwrap();
-        // And the object with it: no name of the inode is left.
-        let _ = fs::remove_file(object_of(world.layout(), &world.dir().join("rootfs.ext4")));
-        world.kernel()
+        removed(object_of(world.layout(), &world.file("rootfs.ext4")));
+        removed(world.kernel())
     }),
-    ("a file swapped for a link", FindingKind::Swapped, |world| {
-        replace(&world.kernel(), world.canary().join("vmlinux"))
-    }),
-    ("a file swapped for a directory", FindingKind::Swapped, |world| {
-        fs::remove_file(world.kernel()).unwrap();
-        fs::create_dir(world.kernel()).unwrap();
-        world.kernel()
-    }),
+    ("a file swapped for a link", FindingKind::Swapped, |world| linked(world.kernel(), world.canary().join("vmlinux"))),
+    ("a file swapped for a directory", FindingKind::Swapped, |world| directory(world.kernel())),
     ("a directory swapped for a link to /", FindingKind::Swapped, |world| {
-        replace(&world.dir().join("lib"), "/");
-        world.dir().join("lib/module")
+        linked(world.file("lib"), "/").join("module")
     }),
 ];
 
 /// What happens to the rest: all of it follows from something else.
 pub const TO_THE_REST: [Damage; 27] = [
     ("a directory swapped for a link to files", FindingKind::Swapped, |world| {
-        replace(&world.dir().join("lib"), world.canary());
-        world.dir().join("lib/module")
+        linked(world.file("lib"), world.canary()).join("module")
     }),
-    ("revision.json emptied", FindingKind::Invalid, |world| empty(world.dir().join("revision.json"))),
-    ("revision.json removed", FindingKind::Missing, |world| {
-        fs::remove_file(world.dir().join("revision.json")).unwrap();
-        world.dir().join("revision.json")
-    }),
+    ("revision.json emptied", FindingKind::Invalid, |world| written(world.file("revision.json"), "")),
+    ("revision.json removed", FindingKind::Missing, |world| removed(world.file("revision.json"))),
     ("revision.json swapped for a link", FindingKind::Swapped, |world| {
-        replace(&world.dir().join("revision.json"), world.canary().join("vmlinux"))
+        linked(world.file("revision.json"), world.canary().join("vmlinux"))
     }),
-    ("objects/ removed", FindingKind::Missing, |world| {
-        fs::remove_dir_all(world.layout().objects()).unwrap();
-        world.layout().objects()
-    }),
-    ("objects/ emptied", FindingKind::Unshared, |world| {
-        fs::remove_dir_all(world.layout().objects()).unwrap();
-        fs::create_dir(world.layout().objects()).unwrap();
-        world.layout().objects()
-    }),
-    ("objects/ swapped for a link", FindingKind::Swapped, |world| replace(&world.layout().objects(), world.canary())),
+    ("objects/ removed", FindingKind::Missing, |world| removed(world.layout().objects())),
+    ("objects/ emptied", FindingKind::Unshared, |world| directory(world.layout().objects())),
+    ("objects/ swapped for a link", FindingKind::Swapped, |world| linked(world.layout().objects(), world.canary())),
     ("an object removed", FindingKind::Unshared, |world| {
-        fs::remove_file(object_of(world.layout(), &world.kernel())).unwrap();
+        removed(world.object());
         world.kernel()
     }),
     ("two objects that changed places", FindingKind::ObjectDiffers, |world| {
@@ -244,57 +238,26 @@ pub const TO_THE_REST: [Damage; 27] = [
         world.kernel()
     }),
     ("a strange name in objects/", FindingKind::Foreign, |world| {
-        let path = world.layout().objects().join("notes.txt");
-        fs::write(&path, "mine").unwrap();
-        path
+        written(world.layout().objects().join("notes.txt"), "mine")
     }),
-    ("keys/ removed", FindingKind::Missing, |world| {
-        fs::remove_dir_all(world.layout().keys()).unwrap();
-        world.layout().keys()
-    }),
-    ("keys/ emptied", FindingKind::MissingKey, |world| {
-        fs::remove_dir_all(world.layout().keys()).unwrap();
-        fs::create_dir(world.layout().keys()).unwrap();
-        world.layout().keys()
-    }),
-    ("keys/ swapped for a link to /", FindingKind::Swapped, |world| replace(&world.layout().keys(), "/")),
-    ("an entry of keys/ emptied", FindingKind::Invalid, |world| empty(world.layout().key(&inputs("b").key()))),
-    ("drafts/ swapped for a link", FindingKind::Swapped, |world| replace(&world.layout().drafts(), world.canary())),
-    ("current removed", FindingKind::MissingCurrent, |world| {
-        fs::remove_file(world.layout().current(&id("web"))).unwrap();
-        world.layout().current(&id("web"))
-    }),
-    ("current dangling", FindingKind::DanglingCurrent, |world| {
-        replace(&world.layout().current(&id("web")), "revisions/gone")
-    }),
-    ("current leading elsewhere", FindingKind::StrangeCurrent, |world| {
-        replace(&world.layout().current(&id("web")), world.canary())
-    }),
-    ("current an empty file", FindingKind::StrangeCurrent, |world| {
-        fs::remove_file(world.layout().current(&id("web"))).unwrap();
-        empty(world.layout().current(&id("web")))
-    }),
-    ("the alias removed", FindingKind::WrongAlias, |world| {
-        fs::remove_file(world.layout().alias(&id("web"))).unwrap();
-        world.layout().alias(&id("web"))
-    }),
-    ("a file that can be written", FindingKind::WrongMode, |world| {
-        fs::set_permissions(world.kernel(), Permissions::from_mode(0o644)).unwrap();
-        world.kernel()
-    }),
-    ("a file that its owner may not read", FindingKind::WrongMode, |world| {
-        fs::set_permissions(world.kernel(), Permissions::from_mode(0o000)).unwrap();
-        world.kernel()
-    }),
+    ("keys/ removed", FindingKind::Missing, |world| removed(world.layout().keys())),
+    ("keys/ emptied", FindingKind::MissingKey, |world| directory(world.layout().keys())),
+    ("keys/ swapped for a link to /", FindingKind::Swapped, |world| linked(world.layout().keys(), "/")),
+    ("an entry of keys/ emptied", FindingKind::Invalid, |world| written(world.layout().key(&inputs("b").key()), "")),
+    ("drafts/ swapped for a link", FindingKind::Swapped, |world| linked(world.layout().drafts(), world.canary())),
+    ("current removed", FindingKind::MissingCurrent, |world| removed(world.current())),
+    ("current dangling", FindingKind::DanglingCurrent, |world| linked(world.current(), "revisions/gone")),
+    ("current leading elsewhere", FindingKind::StrangeCurrent, |world| linked(world.current(), world.canary())),
+    ("current an empty file", FindingKind::StrangeCurrent, |world| written(removed(world.current()), "")),
+    ("the alias removed", FindingKind::WrongAlias, |world| removed(world.layout().alias(&id("web")))),
+    ("a file that can be written", FindingKind::WrongMode, |world| with_mode(world.kernel(), 0o644)),
+    ("a file that its owner may not read", FindingKind::WrongMode, |world| with_mode(world.kernel(), 0o000)),
     ("a file that was touched", FindingKind::WrongTime, |world| {
         File::open(world.kernel()).unwrap().set_modified(SystemTime::now()).unwrap();
         world.kernel()
     }),
-    ("a file that nobody published", FindingKind::Foreign, |world| {
-        fs::write(world.dir().join("lib/notes.txt"), "mine").unwrap();
-        world.dir().join("lib/notes.txt")
-    }),
-    ("template.json emptied", FindingKind::Invalid, |world| empty(world.layout().template_json(&template("web")))),
+    ("a file that nobody published", FindingKind::Foreign, |world| written(world.file("lib/notes.txt"), "mine")),
+    ("template.json emptied", FindingKind::Invalid, |world| written(world.layout().template_json(&id("web")), "")),
     ("a line of the log that can't be read", FindingKind::Invalid, |world| {
         let log = world.layout().activations(&id("web"));
         let mut text = fs::read(&log).unwrap();

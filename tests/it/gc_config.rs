@@ -3,12 +3,18 @@
 use std::fs;
 use std::time::Duration;
 
-use template_store::ErrorKind;
 use template_store::gc::{Adopted, Limits, Policy, Space};
+use template_store::{ErrorKind, Store};
 
 use crate::gc::{all, collect, dry_run, going, publish, removed};
 use crate::interning::by_nobody;
-use crate::support::{Place, Ran, assert_error, assert_right, id, listing};
+use crate::support::{Place, Ran, assert_error, assert_right, fresh, id, listing};
+
+fn web_of_four() -> (Place, Store) {
+    let (place, store) = fresh();
+    publish(&store, "web", &["a", "b", "c", "d"]);
+    (place, store)
+}
 
 #[test]
 fn a_configuration_says_what_is_kept() {
@@ -77,9 +83,7 @@ fn a_mistake_in_a_configuration_is_named() {
 
 #[test]
 fn nothing_is_collected_while_the_configuration_has_a_mistake() {
-    let place = Place::new();
-    let store = place.store();
-    publish(&store, "web", &["a", "b", "c", "d"]);
+    let (place, store) = web_of_four();
     dry_run(&place, &[]);
     for (text, _) in MISTAKES {
         fs::write(store.layout().config(), text).unwrap();
@@ -98,9 +102,7 @@ fn nothing_is_collected_while_the_configuration_has_a_mistake() {
 
 #[test]
 fn flags_count_more_than_the_configuration_and_templates_more_than_both() {
-    let place = Place::new();
-    let store = place.store();
-    publish(&store, "web", &["a", "b", "c", "d"]);
+    let (place, store) = web_of_four();
     publish(&store, "db", &["e", "f", "g", "h"]);
     fs::write(store.layout().config(), "[gc]\nkeep_last = 2\n[gc.template.db]\nkeep_last = 3").unwrap();
     assert_eq!(going(&dry_run(&place, &[])).len(), 2 + 1);
@@ -112,9 +114,7 @@ fn flags_count_more_than_the_configuration_and_templates_more_than_both() {
 
 #[test]
 fn a_size_that_can_be_reached_is_reached_and_no_more() {
-    let place = Place::new();
-    let store = place.store();
-    publish(&store, "web", &["a", "b", "c", "d"]);
+    let (place, store) = web_of_four();
     dry_run(&place, &["--keep-last", "0"]);
     let size = store.usage().unwrap().on_disk;
     // Each revision is more than 384 KiB and less than 500 KiB.
@@ -127,8 +127,7 @@ fn a_size_that_can_be_reached_is_reached_and_no_more() {
 
 #[test]
 fn a_size_that_cannot_be_reached_takes_nothing_and_says_so() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     publish(&store, "web", &["a", "b", "c"]);
     dry_run(&place, &["--keep-last", "0"]);
     let before = listing(store.layout().root());
@@ -146,9 +145,7 @@ fn a_size_that_cannot_be_reached_takes_nothing_and_says_so() {
 
 #[test]
 fn a_pin_that_cannot_be_read_stops_everything() {
-    let place = Place::new();
-    let store = place.store();
-    publish(&store, "web", &["a", "b", "c", "d"]);
+    let (place, store) = web_of_four();
     dry_run(&place, &[]);
     let pin = store.layout().pin(&id("broken"));
     for text in ["", "{", "{\"template\": \"web\"}", "{\"template\": \"../web\", \"revision\": \"r1\"}"] {
@@ -167,9 +164,7 @@ fn a_pin_that_cannot_be_read_stops_everything() {
 
 #[test]
 fn another_user_collects_nothing_and_leaves_all_as_it_is() {
-    let place = Place::new();
-    let store = place.store();
-    publish(&store, "web", &["a", "b", "c", "d"]);
+    let (place, store) = web_of_four();
     dry_run(&place, &[]);
     let run = |words: &[&str]| by_nobody(&place, words).map(|mut command| Ran::of(command.output().unwrap()));
     let Some(looked) = run(&["gc", "--dry-run"]) else { return };

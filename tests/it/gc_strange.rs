@@ -9,7 +9,9 @@ use template_store::gc::{Policy, Reason, SkipReason, Verdict};
 use template_store::{Depth, FindingKind, Removal, Severity, Store, VerifyOptions};
 
 use crate::gc::{build_again, publish};
-use crate::support::{Place, assert_clean, assert_error, draft, id, image, inputs, names, reused, until, when_free};
+use crate::support::{
+    assert_clean, assert_error, draft, fresh_quick, id, image, inputs, names, reused, until, when_free,
+};
 
 fn last(count: u32) -> Policy {
     Policy::default().keep_last(count).rollback(0u32)
@@ -58,8 +60,7 @@ fn a_template_that_cannot_be_judged_loses_nothing_and_keeps_no_other_from_being_
         ("nobody may look into its artifacts", |template, _| shut(&template.join("artifacts"))),
     ];
     for (harm, act) in harms {
-        let place = Place::new();
-        let store = place.quick_store();
+        let (_place, store) = fresh_quick();
         let (bad, good) = (publish(&store, "bad", &["a", "b", "c"]), publish(&store, "web", &["d", "e", "f"]));
         let (template, log) = (store.layout().template(&id("bad")), store.layout().activations(&id("bad")));
         act(&template, &log);
@@ -105,8 +106,7 @@ fn a_template_that_cannot_be_judged_loses_nothing_and_keeps_no_other_from_being_
 
 #[test]
 fn what_a_dead_builder_locked_itself_out_of_goes() {
-    let place = Place::new();
-    let store = place.quick_store();
+    let (_place, store) = fresh_quick();
     publish(&store, "web", &["a"]);
     let drafts = store.layout().drafts();
     for (draft, inner) in [("one/inner", "one/inner"), ("two", "two")] {
@@ -125,8 +125,7 @@ fn what_a_dead_builder_locked_itself_out_of_goes() {
 /// A command may close the descriptor of the lock that it was started with: `sudo` does.
 #[test]
 fn the_note_of_a_living_process_keeps_what_it_uses() {
-    let place = Place::new();
-    let store = place.quick_store();
+    let (_place, store) = fresh_quick();
     let ids = publish(&store, "web", &["a", "b"]);
     let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
     let plan =
@@ -150,8 +149,7 @@ fn the_note_of_a_living_process_keeps_what_it_uses() {
 
 #[test]
 fn the_key_of_a_revision_that_was_deleted_by_hand_leads_to_another_that_has_it() {
-    let place = Place::new();
-    let store = place.quick_store();
+    let (_place, store) = fresh_quick();
     let ids = ["a", "b", "c"].map(|label| build_again(&store, "web", "key", label));
     store.activate(&id("web"), &ids[0], template_store::Expect::Any).unwrap();
     let lookup = || store.lookup(Some(&id("web")), &inputs("key")).unwrap().map(|found| found.id().clone());
@@ -175,8 +173,7 @@ fn findings(store: &Store) -> Vec<(FindingKind, Utf8PathBuf)> {
 #[test]
 fn a_log_that_is_lost_is_found_and_what_was_published_before_stays_meanwhile() {
     for harm in [|log: &Utf8Path| fs::remove_file(log).unwrap(), |log: &Utf8Path| fs::write(log, "").unwrap()] {
-        let place = Place::new();
-        let store = place.quick_store();
+        let (_place, store) = fresh_quick();
         let ids = publish(&store, "web", &["a", "b", "c"]);
         assert_eq!(findings(&store), []);
         let log = store.layout().activations(&id("web"));
@@ -191,8 +188,7 @@ fn a_log_that_is_lost_is_found_and_what_was_published_before_stays_meanwhile() {
 
 #[test]
 fn a_mark_of_damage_goes_with_its_revision() {
-    let place = Place::new();
-    let store = place.quick_store();
+    let (_place, store) = fresh_quick();
     let ids = publish(&store, "web", &["a", "b", "c"]);
     let mark = |revision| {
         fs::create_dir_all(store.layout().damaged()).unwrap();
@@ -209,8 +205,7 @@ fn a_mark_of_damage_goes_with_its_revision() {
 
 #[test]
 fn what_is_marked_as_damaged_drives_no_intact_one_out() {
-    let place = Place::new();
-    let store = place.quick_store();
+    let (_place, store) = fresh_quick();
     let ids = publish(&store, "web", &["a", "b", "c", "d"]);
     store.activate(&id("web"), &ids[0], template_store::Expect::Any).unwrap();
     fs::create_dir_all(store.layout().damaged()).unwrap();
@@ -223,8 +218,7 @@ fn what_is_marked_as_damaged_drives_no_intact_one_out() {
 #[test]
 fn a_file_without_an_object_is_only_noted_where_several_users_publish() {
     for (mode, severity) in [(0o755, Severity::Warning), (0o2775, Severity::Note)] {
-        let place = Place::new();
-        let store = place.quick_store();
+        let (_place, store) = fresh_quick();
         let draft = draft(&store, "web", &inputs("a"));
         image(draft.path(), "a");
         drop(draft.seal().unwrap().publish().unwrap());
@@ -241,8 +235,7 @@ fn a_file_without_an_object_is_only_noted_where_several_users_publish() {
 /// What the library warns of may have any name, and goes to a pipe as often as to a terminal.
 #[test]
 fn a_warning_is_one_plain_line() {
-    let place = Place::new();
-    let store = place.quick_store();
+    let (place, store) = fresh_quick();
     publish(&store, "web", &["a"]);
     another_thing(&store.layout().current(&id("web")), |path| fs::create_dir(path).unwrap());
     let ran = place.done(&["gc", "--dry-run"]);

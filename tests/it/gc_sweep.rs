@@ -17,7 +17,8 @@ use crate::gc::{blocks, build_again, collect, counts_exactly, dry_run, publish, 
 use crate::reuse::Watch;
 use crate::sound::assert_sound;
 use crate::support::{
-    Place, assert_clean, assert_right, build, bytes, draft, id, inputs, listing, names, reused, script, until,
+    Place, assert_clean, assert_right, build, bytes, draft, fresh, fresh_quick, id, inputs, listing, names, reused,
+    script, until,
 };
 
 /// The kinds and paths of what a plan sweeps.
@@ -44,38 +45,33 @@ fn leave_all(place: &Place, store: &Store) -> Vec<(LeftoverKind, Utf8PathBuf)> {
     let layout = store.layout();
     kill_a_builder(place);
     let lock = layout.locks().join(&names(layout.locks())[0]);
-    let mut left: Vec<_> = names(layout.drafts()).into_iter().map(|name| layout.drafts().join(name)).collect();
-    assert_eq!(left.len(), 1, "the draft");
+    assert_eq!(names(layout.drafts()).len(), 1, "the draft");
     for name in ["file-stale", "link-stale"] {
-        left.push(layout.drafts().join(name));
-        fs::write(left.last().unwrap(), "half a document").unwrap();
+        fs::write(layout.drafts().join(name), "half a document").unwrap();
     }
-    left.push(layout.drafts().join("strange"));
-    symlink(place.path(), left.last().unwrap()).unwrap();
-    let mut left: Vec<_> = left.into_iter().map(|path| (LeftoverKind::Draft, path)).collect();
+    symlink(place.path(), layout.drafts().join("strange")).unwrap();
+    let drafts = names(layout.drafts()).into_iter();
+    let mut left: Vec<_> = drafts.map(|name| (LeftoverKind::Draft, layout.drafts().join(name))).collect();
 
-    let object = layout.objects().join("00").join("0".repeat(62));
-    fs::create_dir_all(object.parent().unwrap()).unwrap();
-    fs::write(&object, bytes("object", 100_000)).unwrap();
-    let key = layout.keys().join("00").join(format!("{}.json", "0".repeat(62)));
-    fs::create_dir_all(key.parent().unwrap()).unwrap();
-    fs::write(&key, "{}").unwrap();
+    let write = |path: Utf8PathBuf, bytes: &[u8]| {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+        path
+    };
+    let object = write(layout.objects().join("00").join("0".repeat(62)), &bytes("object", 100_000));
+    let key = write(layout.keys().join("00").join(format!("{}.json", "0".repeat(62))), b"{}");
+    let note = write(layout.leases().join("web@none/4-4.json"), b"{}");
+    let mark = write(layout.damaged().join("web@none.json"), b"{}");
     let gone = PinOptions::default().until(jiff::Timestamp::now());
     let current = store.current_id(&id("web")).unwrap().unwrap();
     store.pin(&id("expired"), &id("web"), &current, &gone).unwrap();
-    let notes = layout.leases().join("web@none");
-    fs::create_dir_all(&notes).unwrap();
-    fs::write(notes.join("4-4.json"), "{}").unwrap();
-    let mark = layout.private().join("damaged").join("web@none.json");
-    fs::create_dir_all(mark.parent().unwrap()).unwrap();
-    fs::write(&mark, "{}").unwrap();
     left.extend([
         (LeftoverKind::Lock, lock),
         (LeftoverKind::Object, object),
         (LeftoverKind::Key, key),
         (LeftoverKind::Pin, layout.pins().join("expired.json")),
-        (LeftoverKind::Lease, notes.join("4-4.json")),
-        (LeftoverKind::Lease, notes),
+        (LeftoverKind::Lease, layout.leases().join("web@none")),
+        (LeftoverKind::Lease, note),
         (LeftoverKind::Mark, mark),
     ]);
     left
@@ -83,8 +79,7 @@ fn leave_all(place: &Place, store: &Store) -> Vec<(LeftoverKind, Utf8PathBuf)> {
 
 #[test]
 fn what_the_dead_left_goes_with_its_bytes() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     publish(&store, "web", &["a"]);
     let left = leave_all(&place, &store);
     let below = |path: &Utf8PathBuf| path.strip_prefix(store.layout().root()).unwrap().to_string();
@@ -115,8 +110,7 @@ fn what_the_dead_left_goes_with_its_bytes() {
 
 #[test]
 fn what_the_living_work_on_stays() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     publish(&store, "web", &["a", "b"]);
     let draft = draft(&store, "web", &inputs("living"));
     crate::support::image(draft.path(), "living");
@@ -128,8 +122,9 @@ fn what_the_living_work_on_stays() {
     let current = store.current(&id("web")).unwrap();
     store.pin(&id("living"), &id("web"), current.id(), &pin).unwrap();
     let note = current.note_holder(std::process::id(), "a test").unwrap();
-    let (_, report) = collect_whatever(&place, "0");
-    assert_eq!(report.swept, []);
+    // Without a wait for what the test itself holds.
+    let json = place.done(&["--json", "gc", "--keep-last", "0"]).json();
+    assert_eq!(json["report"]["swept"], serde_json::json!([]));
     let kept = [draft.path().to_owned(), staged.clone(), store.layout().pins().join("living.json")];
     assert!(kept.iter().all(|path| path.exists()), "{kept:?}");
     assert_eq!(names(store.layout().locks()).len(), 1, "the lock of the build");
@@ -144,17 +139,9 @@ fn what_the_living_work_on_stays() {
     assert_clean(store.layout());
 }
 
-/// A collection beside handles that the test holds.
-fn collect_whatever(place: &Place, keep_last: &str) -> (GcPlan, GcReport) {
-    let mut json = place.done(&["--json", "gc", "--keep-last", keep_last]).json();
-    let plan = serde_json::from_value(json["plan"].take()).unwrap();
-    (plan, serde_json::from_value(json["report"].take()).unwrap())
-}
-
 #[test]
 fn what_is_linked_into_the_trash_is_not_followed() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     publish(&store, "web", &["a"]);
     let outside = place.image("outside", "outside");
     let batch = store.layout().trash().join("batch");
@@ -170,7 +157,7 @@ fn what_is_linked_into_the_trash_is_not_followed() {
 
 /// From one step on, everything fails: as if the process had died, but for the locks.
 #[derive(Debug)]
-struct DiesAt {
+pub struct DiesAt {
     nth: usize,
     /// Only this step fails, and the rest is done.
     once: bool,
@@ -178,11 +165,11 @@ struct DiesAt {
 }
 
 impl DiesAt {
-    fn step(nth: usize, once: bool) -> Arc<DiesAt> {
+    pub fn step(nth: usize, once: bool) -> Arc<DiesAt> {
         Arc::new(DiesAt { nth, once, seen: AtomicUsize::new(0) })
     }
 
-    fn died(&self) -> bool {
+    pub fn died(&self) -> bool {
         self.seen.load(Ordering::Relaxed) > self.nth
     }
 }
@@ -242,8 +229,7 @@ fn dies_at_each_step(once: bool) {
             let skipped = |one: &Skipped| matches!(one.why, SkipReason::Failed { .. });
             let failed = |report: &GcReport| !report.failed.is_empty() || report.skipped.iter().any(skipped);
             let told = result.as_ref().map_or(true, |(_, report)| failed(report));
-            let all_went = all_is_done(&store);
-            assert!(told || all_went, "nothing was said of {after}");
+            assert!(told || all_is_done(&store), "nothing was said of {after}");
         }
         // A program that another test starts at this moment has copies of the dead one's locks until it runs.
         until("what the dead one left is gone", || {
@@ -309,8 +295,7 @@ fn a_full_disk_is_collected_with_the_blocks_of_the_reserve() {
 
 #[test]
 fn a_directory_among_the_locks_stays_and_fails_nothing() {
-    let place = Place::new();
-    let store = place.quick_store();
+    let (place, store) = fresh_quick();
     let mine = store.layout().locks().join("mine");
     fs::create_dir(&mine).unwrap();
     fs::write(mine.join("notes.txt"), "mine").unwrap();

@@ -1,18 +1,17 @@
 //! The same bytes are one inode, and nobody can change them: not a late writer, not another name, not a bad disk.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use camino::{Utf8Path, Utf8PathBuf};
-use template_store::{Draft, Import, ImportOptions, Note, PublishOptions, Revision, SealOptions, Store};
+use camino::Utf8Path;
+use template_store::{BuildInputs, Draft, Import, ImportOptions, Note, PublishOptions, Revision, SealOptions};
 
 use crate::publish::import;
 use crate::support::{
-    Heard, Place, assert_clean, assert_right, build, bytes, draft, flip, id, image, inode, inputs, object_of, program,
-    reused, template,
+    Heard, Place, Ran, assert_clean, assert_right, build, bytes, draft, flip, fresh, fresh_quick, id, image, inode,
+    inputs, object_of, program, reused,
 };
 
 /// Seals and publishes, and keeps the notes.
@@ -35,8 +34,7 @@ fn state(path: &Utf8Path) -> (Vec<u8>, u32, i64, i64, u64, u64) {
 
 #[test]
 fn the_same_bytes_are_one_inode_across_revisions_and_templates() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let first = build(&store, "web", &inputs("a"), "one");
 
     let second = draft(&store, "web", &inputs("b"));
@@ -63,8 +61,7 @@ fn the_same_bytes_are_one_inode_across_revisions_and_templates() {
 
 #[test]
 fn files_are_objects_from_64_kib_on() {
-    let place = Place::new();
-    let store = place.store();
+    let (_place, store) = fresh();
     let draft = draft(&store, "web", &inputs("a"));
     image(draft.path(), "one");
     fs::write(draft.path().join("vmlinux"), bytes("small", (64 << 10) - 1)).unwrap();
@@ -78,8 +75,7 @@ fn files_are_objects_from_64_kib_on() {
 
 #[test]
 fn a_draft_file_that_is_a_link_to_a_file_elsewhere_leaves_that_file_alone() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     for name in ["rootfs.ext4", "fc-base.json", "vmlinux"] {
         fs::write(place.join(name), bytes(name, 100_000)).unwrap();
         fs::set_permissions(place.join(name), fs::Permissions::from_mode(0o640)).unwrap();
@@ -126,8 +122,7 @@ fn a_draft_file_that_is_a_link_to_a_file_elsewhere_leaves_that_file_alone() {
 
 #[test]
 fn who_still_has_a_file_open_for_writing_changes_nothing_that_was_published() {
-    let place = Place::new();
-    let store = place.store();
+    let (_place, store) = fresh();
     let draft = draft(&store, "web", &inputs("a"));
     image(draft.path(), "one");
     let open = |name: &str| File::options().write(true).open(draft.path().join(name)).unwrap();
@@ -142,37 +137,9 @@ fn who_still_has_a_file_open_for_writing_changes_nothing_that_was_published() {
     assert_eq!(fs::read(revision.rootfs()).unwrap(), bytes("one: rootfs", 256 << 10));
 }
 
-#[test]
-fn a_process_that_still_writes_changes_nothing_that_was_published() {
-    let place = Place::new();
-    let (go, done) = (place.join("go"), place.join("done"));
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        go.as_std_path(),
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::RWXU,
-        rustix::fs::Dev::default(),
-    )
-    .unwrap();
-    // It opens the file, and writes when it is told to: after the command of the build has ended.
-    let script = format!(
-        r#"{}; exec 9<>"$OUT/rootfs.ext4"; (head -c 4 {go} >&9; : >{done}) </dev/null >/dev/null 2>&1 &"#,
-        crate::support::script("one")
-    );
-    place.build("web", "a", &[], &script).with_code(0);
-    let revision = place.store().current(&id("web")).unwrap();
-    assert_right(&revision);
-    let told = File::options().read(true).write(true).open(&go).unwrap();
-    (&told).write_all(b"LATE").unwrap();
-    crate::support::until("the late process writes", || done.exists().then_some(()));
-    assert_right(&revision);
-    assert!(fs::read(revision.rootfs()).unwrap().starts_with(b"rootfs.ext4 of one"));
-}
-
 /// Publishes one image twice, with a damage to the shared object between, and looks at both revisions.
 fn heals_what_rotted(damage: impl Fn(&Utf8Path)) {
-    let place = Place::new();
-    let store = place.store();
+    let (_place, store) = fresh();
     let old = build(&store, "web", &inputs("a"), "one");
     let shared = reused(&store, "other", &inputs("a"));
     let (log, current) = (fs::read(store.layout().activations(&id("web"))).unwrap(), inode(old.path()));
@@ -196,48 +163,20 @@ fn heals_what_rotted(damage: impl Fn(&Utf8Path)) {
 }
 
 #[test]
-fn a_flipped_object_is_not_linked_to_and_is_healed() {
+fn an_object_that_rotted_is_not_linked_to_and_is_healed() {
+    let writable = |object: &Utf8Path| fs::set_permissions(object, fs::Permissions::from_mode(0o644)).unwrap();
     heals_what_rotted(|object| flip(object, 70_000, false));
-}
-
-#[test]
-fn a_flipped_object_with_its_old_time_is_not_linked_to_and_is_healed() {
     heals_what_rotted(|object| flip(object, 70_000, true));
-}
-
-#[test]
-fn an_object_that_was_cut_short_is_not_linked_to_and_is_healed() {
+    heals_what_rotted(writable);
     heals_what_rotted(|object| {
-        fs::set_permissions(object, fs::Permissions::from_mode(0o644)).unwrap();
+        writable(object);
         File::options().write(true).open(object).unwrap().set_len(1000).unwrap();
     });
 }
 
 #[test]
-fn an_object_that_somebody_made_writable_is_not_linked_to() {
-    heals_what_rotted(|object| fs::set_permissions(object, fs::Permissions::from_mode(0o644)).unwrap());
-}
-
-#[test]
-fn a_build_of_the_same_again_heals_the_revision_itself() {
-    for quietly in [false, true] {
-        let place = Place::new();
-        let store = place.store();
-        let old = build(&store, "web", &inputs("a"), "one");
-        flip(&old.kernel(), 70_000, quietly);
-        let again = template_store::BuildOptions::default().known(template_store::Known::BuildAgain);
-        let draft = crate::support::draft_with(&store, "web", &inputs("a"), &again);
-        image(draft.path(), "one");
-        let (new, _) = publish(draft);
-        assert_eq!(new.id(), old.id());
-        assert_right(&old);
-    }
-}
-
-#[test]
 fn objects_that_were_lost_come_back_with_the_next_publication() {
-    let place = Place::new();
-    let store = place.store();
+    let (_place, store) = fresh();
     let old = build(&store, "web", &inputs("a"), "one");
     fs::remove_dir_all(store.layout().objects()).unwrap();
     assert_right(&store.current(&id("web")).unwrap());
@@ -250,8 +189,7 @@ fn objects_that_were_lost_come_back_with_the_next_publication() {
 
 #[test]
 fn many_who_publish_the_same_bytes_at_once_share_one_inode() {
-    let place = Place::new();
-    let store = place.quick_store();
+    let (_place, store) = fresh_quick();
     let build = |n: usize| build(&store, &format!("web-{n}"), &inputs(&format!("lock-{n}")), "one");
     let revisions: Vec<Revision> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8).map(|n| scope.spawn(move || build(n))).collect();
@@ -300,25 +238,21 @@ fn open_to_all(dir: &Utf8Path) {
     }
 }
 
-fn others_object(store: &Store) -> Utf8PathBuf {
-    object_of(store.layout(), &store.current(&template("web")).unwrap().rootfs())
-}
-
 #[test]
 fn a_second_user_publishes_the_same_bytes_beside_an_object_that_is_not_theirs() {
     let place = Place::new();
-    let Some(mut build) = by_nobody(&place, &["--json", "publish", "other"]) else { return };
-    let protected = fs::read_to_string("/proc/sys/fs/protected_hardlinks").is_ok_and(|text| text.trim() == "1");
-    if !protected {
+    let Some(mut publish) = by_nobody(&place, &["--json", "publish", "other"]) else { return };
+    if !fs::read_to_string("/proc/sys/fs/protected_hardlinks").is_ok_and(|text| text.trim() == "1") {
         return println!("fs.protected_hardlinks is off: not tried");
     }
     let store = place.store();
-    let old = crate::support::build(&store, "web", &inputs("a"), "one");
+    let old = build(&store, "web", &inputs("a"), "one");
     open_to_all(&place.root());
-    let before = state(&others_object(&store));
+    let object = object_of(store.layout(), &old.rootfs());
+    let before = state(&object);
 
     let files = place.image("files", "one");
-    let ran = crate::support::Ran::of(build.arg(files.as_str()).output().unwrap()).with_code(0);
+    let ran = Ran::of(publish.arg(files.as_str()).output().unwrap()).with_code(0);
     let notes = ran.json()["notes"].to_string();
     assert!(notes.contains("rootfs.ext4") && notes.contains("another user"), "it says why it did not share: {notes}");
     let new = store.current(&id("other")).unwrap();
@@ -326,7 +260,7 @@ fn a_second_user_publishes_the_same_bytes_beside_an_object_that_is_not_theirs() 
     assert_right(&old);
     assert_ne!(inode(new.rootfs()), inode(old.rootfs()));
     assert_eq!(fs::metadata(new.rootfs()).unwrap().uid(), NOBODY, "the files are those of who published them");
-    assert_eq!(state(&others_object(&store)), before, "the object of the first user is as it was");
+    assert_eq!(state(&object), before, "the object of the first user is as it was");
 }
 
 #[test]
@@ -336,13 +270,12 @@ fn a_second_user_reuses_files_that_are_not_theirs_by_copies() {
     let words = ["--json", "build", "other", "--flake-lock", lock.as_str(), "--role", "worker", "--", "false"];
     let Some(mut reuse) = by_nobody(&place, &words) else { return };
     let store = place.store();
-    let from_lock = template_store::BuildInputs::from_flake_lock(&lock, "minimal", "worker").unwrap();
-    let old = crate::support::build(&store, "web", &from_lock, "one");
+    let from_lock = BuildInputs::from_flake_lock(&lock, "minimal", "worker").unwrap();
+    let old = build(&store, "web", &from_lock, "one");
     open_to_all(&place.root());
 
-    let ran = crate::support::Ran::of(reuse.output().unwrap()).with_code(0);
+    let ran = Ran::of(reuse.output().unwrap()).with_code(0);
     assert_eq!(ran.json()["result"], "reused", "{ran:?}");
-    let new = store.current(&id("other")).unwrap();
-    assert_right(&new);
+    assert_right(&store.current(&id("other")).unwrap());
     assert_right(&old);
 }

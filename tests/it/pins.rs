@@ -6,11 +6,10 @@ use jiff::{SignedDuration, Timestamp};
 use template_store::{ErrorKind, PinOptions, Removal, RevisionId, Store};
 
 use crate::gc::{all, collect, publish, removed};
-use crate::support::{Place, assert_error, id, listing, when_free};
+use crate::support::{Place, assert_error, fresh, fresh_quick, id, listing, until, when_free};
 
 fn two() -> (Place, Store, Vec<RevisionId>) {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let ids = publish(&store, "web", &["a", "b"]);
     (place, store, ids)
 }
@@ -23,7 +22,7 @@ fn what_is_pinned_is_neither_removed_nor_collected_until_it_is_unpinned() {
     let before = listing(store.layout().root());
     place.done_when_free(&["pins"]);
     for words in [&["rm", &target][..], &["rm", "--force", &target], &["rm", "web"], &["rm", "--force", "web"]] {
-        crate::support::until("nobody uses it", || {
+        until("nobody uses it", || {
             let ran = place.run(words).with_code(5);
             (!ran.err.contains("in use")).then(|| ran.says(&["pinned as release", "unpin release"]))
         });
@@ -48,13 +47,6 @@ fn a_pin_that_has_expired_keeps_nothing() {
 }
 
 #[test]
-fn a_pin_that_would_keep_nothing_is_refused() {
-    let (place, store, _) = two();
-    place.run(&["pin", "release", "web", "--until", "2020-01-01T00:00:00Z"]).with_code(2).says(&["2020", "over"]);
-    assert_eq!(store.pins().unwrap(), []);
-}
-
-#[test]
 fn pins_are_shown_with_all_that_was_said() {
     let (place, _, ids) = two();
     let target = format!("web@{}", ids[0]);
@@ -74,32 +66,32 @@ fn pins_are_shown_with_all_that_was_said() {
 }
 
 #[test]
-fn a_pin_on_nothing_is_refused() {
-    let (place, store, _) = two();
+fn a_pin_that_would_keep_nothing_or_has_a_name_that_is_taken_is_refused() {
+    let (place, store, ids) = two();
+    let [old, new] = [&ids[0], &ids[1]].map(|id| format!("web@{id}"));
+    place.done(&["pin", "taken", &old]);
     let before = listing(store.layout().root());
-    place.run(&["pin", "a", "web@none"]).with_code(3).says(&["none"]);
-    place.run(&["pin", "a", "none@none"]).with_code(3).says(&["no template none"]);
-    place.run(&["pin", "a", "none"]).with_code(3).says(&["no template none"]);
-    place.run(&["unpin", "a"]).with_code(3).says(&["no pin a", "pins"]);
-    place.run(&["pin", "../a", "web"]).with_code(2);
-    place.run(&["pin", "", "web"]).with_code(2);
-    place.run(&["pin", "a", "web", "--until", "soon"]).with_code(2).says(&["soon"]);
-    assert_eq!(listing(store.layout().root()), before);
-}
-
-#[test]
-fn a_name_that_is_taken_for_another_revision_is_refused() {
-    let (place, _, ids) = two();
-    place.done(&["pin", "a", &format!("web@{}", ids[0])]);
-    place.run(&["pin", "a", &format!("web@{}", ids[1])]).with_code(5).says(&["a", ids[0].as_str(), "unpin"]);
-    assert_eq!(place.done(&["--json", "pins"]).json()[0]["revision"], ids[0].as_str());
+    let refusals: [(&[&str], i32, &[&str]); 9] = [
+        (&["pin", "a", "web@none"], 3, &["none"]),
+        (&["pin", "a", "none@none"], 3, &["no template none"]),
+        (&["pin", "a", "none"], 3, &["no template none"]),
+        (&["unpin", "a"], 3, &["no pin a", "pins"]),
+        (&["pin", "../a", "web"], 2, &[]),
+        (&["pin", "", "web"], 2, &[]),
+        (&["pin", "a", "web", "--until", "soon"], 2, &["soon"]),
+        (&["pin", "a", "web", "--until", "2020-01-01T00:00:00Z"], 2, &["2020", "over"]),
+        (&["pin", "taken", &new], 5, &["taken", ids[0].as_str(), "unpin"]),
+    ];
+    for (words, code, says) in refusals {
+        place.run(words).with_code(code).says(says);
+        assert_eq!(listing(store.layout().root()), before, "{words:?} changes nothing");
+    }
 }
 
 #[test]
 fn of_a_pin_and_a_collection_at_once_either_the_pin_or_the_collection_wins() {
     for round in 0..40 {
-        let place = Place::new();
-        let store = place.quick_store();
+        let (place, store) = fresh_quick();
         let ids = publish(&store, "web", &["a", "b"]);
         let policy = template_store::gc::Policy::default().keep_last(1u32);
         let (pinned, _) = thread::scope(|scope| {

@@ -6,13 +6,13 @@ use std::thread;
 
 use camino::Utf8Path;
 use template_store::{
-    Activate, ArtifactNames, BuildOptions, ErrorKind, Expect, ImportOptions, Known, Layout, Note, Outcome,
-    PublishOptions, Published, Result, RevisionId, SealOptions, Store,
+    Activate, ArtifactNames, ArtifactPath, Build, BuildOptions, Draft, ErrorKind, Expect, ImportOptions, Known, Layout,
+    Note, Outcome, PublishOptions, Published, Result, RevisionId, SealOptions, Store,
 };
 
 use crate::support::{
-    ARTIFACTS, Heard, Place, assert_clean, assert_error, assert_right, build, bytes, draft, draft_with, flip, id,
-    image, inode, inputs, listing, names,
+    ARTIFACTS, Heard, Place, assert_clean, assert_error, assert_right, build, bytes, draft, draft_with, flip, fresh,
+    fresh_quick, id, image, inode, inputs, listing, names,
 };
 
 /// Publishes a directory, which stays.
@@ -37,25 +37,37 @@ fn truncate(path: &Utf8Path, len: u64) {
 }
 
 #[test]
-fn a_published_revision_is_right_and_current_and_nothing_else_is_left() {
-    let place = Place::new();
-    let store = place.store();
+fn a_published_revision_is_right_and_current_and_lies_where_the_design_says() {
+    let (place, store) = fresh();
     let revision = build(&store, "web", &inputs("lock"), "one");
-
     assert_right(&revision);
     let files: Vec<_> = revision.contents().iter().map(|content| content.path.as_str()).collect();
     assert_eq!(files, ARTIFACTS, "the record lists each file, in order");
-    assert_eq!(names(revision.path()), ["fc-base.json", "revision.json", "rootfs.ext4", "vmlinux"]);
-    assert_eq!(store.current(&id("web")).unwrap().id(), revision.id());
+    assert_eq!(revision.initrd(), None);
     assert_eq!(fs::read(revision.kernel()).unwrap(), bytes("one: kernel", 128 << 10));
     assert!(revision.record().published_at.is_some() && revision.record().build_seconds.is_some());
+    assert_eq!(store.current(&id("web")).unwrap().id(), revision.id());
     assert_clean(store.layout());
+
+    let layout = Layout::new(place.root());
+    let (web, link) = (id("web"), |path| fs::read_link(path).unwrap().into_os_string().into_string().unwrap());
+    assert_eq!(names(place.root()), [".store", "templates"]);
+    let inside = ["activations.jsonl", "artifacts", "current", "revisions", "template.json"];
+    assert_eq!(names(layout.template(&web)), inside);
+    assert_eq!(names(revision.path()), ["fc-base.json", "revision.json", "rootfs.ext4", "vmlinux"]);
+    assert_eq!(link(layout.current(&web)), format!("revisions/{}", revision.id()));
+    assert_eq!(link(layout.alias(&web)), "artifacts");
+    assert_eq!(fs::canonicalize(layout.current(&web)).unwrap(), revision.path());
+    for content in revision.contents().iter().filter(|content| content.size >= 64 << 10) {
+        let object = fs::metadata(layout.object(&content.blake3)).unwrap();
+        assert_eq!((object.ino(), object.nlink()), (inode(revision.artifact(&content.path)), 2));
+    }
+    assert!(layout.key(&inputs("lock").key()).is_file() && layout.format_json().is_file());
 }
 
 #[test]
 fn the_same_contents_again_change_nothing() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let revision = build(&store, "web", &inputs("lock"), "one");
     let before = listing(store.layout().root());
 
@@ -76,8 +88,7 @@ fn the_same_contents_again_change_nothing() {
 
 #[test]
 fn other_contents_under_the_same_id_are_refused_and_the_first_file_that_differs_is_named() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let files = place.image("files", "one");
     import(&store, "web", &files, &called("r1")).unwrap();
     let before = listing(store.layout().root());
@@ -100,8 +111,7 @@ fn other_contents_under_the_same_id_are_refused_and_the_first_file_that_differs_
 
 #[test]
 fn a_revision_that_is_not_activated_leaves_current_alone() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let quietly = ImportOptions::default().publish(PublishOptions::default().activate(Activate::No));
     let first = import(&store, "web", &place.image("a", "one"), &quietly).unwrap().revision;
     assert_eq!(store.current_id(&id("web")).unwrap(), None, "nothing is current yet");
@@ -116,26 +126,20 @@ fn a_revision_that_is_not_activated_leaves_current_alone() {
 }
 
 #[test]
-fn an_expectation_that_is_met_moves_current() {
-    let place = Place::new();
-    let store = place.store();
-    let publish = |label: &str, expect| import(&store, "web", &place.image(label, label), &expecting(expect));
-    let first = publish("one", Expect::Absent).unwrap().revision;
-    let second = publish("two", Expect::Current(first.id().clone())).unwrap().revision;
-    assert_eq!(store.current_id(&id("web")).unwrap().as_ref(), Some(second.id()));
-}
-
-#[test]
 fn an_expectation_that_is_not_met_changes_nothing() {
-    let place = Place::new();
-    let store = place.store();
-    let current = import(&store, "web", &place.image("one", "one"), &called("r1")).unwrap().revision;
+    let (place, store) = fresh();
+    let r0 = || Expect::Current(id("r0"));
+    let result = import(&store, "web", &place.image("one", "one"), &expecting(r0()));
+    assert_error(result, ErrorKind::Refused, &["expected to be r0", "but is not set", "nothing was changed"]);
+    assert!(store.templates().unwrap().is_empty(), "no template was made");
+
+    let absent = called("r1").publish(PublishOptions::default().expect(Expect::Absent));
+    let current = import(&store, "web", &place.join("one"), &absent).expect("nothing is current yet").revision;
     let before = listing(store.layout().root());
     let files = place.image("two", "two");
-    for (expect, words) in [
-        (Expect::Absent, ["expected to be not set", "but is r1"]),
-        (Expect::Current(id("r0")), ["expected to be r0", "but is r1"]),
-    ] {
+    for (expect, words) in
+        [(Expect::Absent, ["expected to be not set", "but is r1"]), (r0(), ["expected to be r0", "but is r1"])]
+    {
         assert_error(import(&store, "web", &files, &expecting(expect.clone())), ErrorKind::Refused, &words);
         assert_eq!(listing(store.layout().root()), before, "a publication that expected {expect:?}");
         assert_error(store.activate(&id("web"), current.id(), expect.clone()), ErrorKind::Refused, &words);
@@ -144,18 +148,8 @@ fn an_expectation_that_is_not_met_changes_nothing() {
 }
 
 #[test]
-fn an_expectation_that_is_not_met_makes_no_template() {
-    let place = Place::new();
-    let store = place.store();
-    let result = import(&store, "web", &place.image("one", "one"), &expecting(Expect::Current(id("r0"))));
-    assert_error(result, ErrorKind::Refused, &["expected to be r0", "but is not set", "nothing was changed"]);
-    assert!(store.templates().unwrap().is_empty(), "nothing was changed");
-}
-
-#[test]
 fn of_many_that_expect_the_same_current_one_succeeds() {
-    let place = Place::new();
-    let store = place.quick_store();
+    let (place, store) = fresh_quick();
     let base = build(&store, "web", &inputs("lock"), "base");
     let publish = |label: String| {
         let files = place.image(&label, &label);
@@ -173,18 +167,17 @@ fn of_many_that_expect_the_same_current_one_succeeds() {
 
 #[test]
 fn the_names_of_the_artifacts_can_be_given() {
-    let place = Place::new();
-    let store = place.store();
+    let (_place, store) = fresh();
     let draft = draft(&store, "web", &inputs("lock"));
     for name in ["boot/bzImage", "disk.img", "firecracker.json", "boot/initramfs"] {
         fs::create_dir_all(draft.path().join("boot")).unwrap();
         fs::write(draft.path().join(name), bytes(name, 70_000)).unwrap();
     }
     let names = ArtifactNames::default()
-        .vmlinux(id::<template_store::ArtifactPath>("boot/bzImage"))
-        .rootfs(id::<template_store::ArtifactPath>("disk.img"))
-        .fc_base_config(id::<template_store::ArtifactPath>("firecracker.json"))
-        .initrd(id::<template_store::ArtifactPath>("boot/initramfs"));
+        .vmlinux(id::<ArtifactPath>("boot/bzImage"))
+        .rootfs(id::<ArtifactPath>("disk.img"))
+        .fc_base_config(id::<ArtifactPath>("firecracker.json"))
+        .initrd(id::<ArtifactPath>("boot/initramfs"));
     let sealed = draft.seal_with(&SealOptions::default().names(names), &mut ()).unwrap();
     let revision = sealed.publish().unwrap();
     assert_right(&revision);
@@ -202,44 +195,28 @@ fn the_names_of_the_artifacts_can_be_given() {
 }
 
 #[test]
-fn an_initrd_is_recorded_when_there_is_one() {
-    let place = Place::new();
-    let store = place.store();
-    assert_eq!(build(&store, "web", &inputs("lock"), "one").initrd(), None);
-    let files = place.image("files", "two");
-    fs::write(files.join("initrd"), "initrd").unwrap();
-    let revision = store.publish_dir(&id("web"), &files).unwrap();
-    assert_eq!(fs::read(revision.initrd().expect("it is there")).unwrap(), b"initrd");
-}
-
-#[test]
-fn a_draft_that_is_dropped_leaves_nothing() {
-    let place = Place::new();
-    let store = place.store();
-    let unfinished = draft(&store, "web", &inputs("lock"));
-    image(unfinished.path(), "one");
-    drop(unfinished);
-    assert_clean(store.layout());
-
-    let sealed = draft(&store, "web", &inputs("lock"));
-    image(sealed.path(), "one");
-    drop(sealed.seal().unwrap());
-    assert_clean(store.layout());
-    assert!(store.templates().unwrap().is_empty(), "no template was made for it");
-
-    let abandoned = draft(&store, "web", &inputs("lock"));
-    image(abandoned.path(), "one");
-    abandoned.abandon().unwrap();
-    let failed = draft(&store, "web", &inputs("lock"));
-    failed.fail("no luck").unwrap();
-    assert_clean(store.layout());
+fn a_draft_that_is_not_published_leaves_nothing() {
+    let (_place, store) = fresh();
+    type End = fn(Draft);
+    let ends: [(&str, End); 4] = [
+        ("dropped", drop),
+        ("sealed and dropped", |draft| drop(draft.seal().unwrap())),
+        ("abandoned", |draft| draft.abandon().unwrap()),
+        ("failed", |draft| draft.fail("no luck").unwrap()),
+    ];
+    for (how, end) in ends {
+        let draft = draft(&store, "web", &inputs("lock"));
+        image(draft.path(), "one");
+        end(draft);
+        assert_clean(store.layout());
+        assert!(store.templates().unwrap().is_empty(), "no template was made for what was {how}");
+    }
     assert_right(&build(&store, "web", &inputs("lock"), "one"));
 }
 
 /// A revision whose record is cut to half, and what publishing makes of it.
 fn with_a_truncated_record(heal: impl FnOnce(&Place, &Store, &mut Heard) -> RevisionId) {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let revision = build(&store, "web", &inputs("lock"), "one");
     let (web, path) = (id("web"), revision.path().join("revision.json"));
     let (kernel, directory) = (inode(revision.kernel()), inode(revision.path()));
@@ -271,7 +248,7 @@ fn a_truncated_record_is_healed_by_publishing_the_same_files() {
 fn a_truncated_record_is_healed_by_building_the_same_again() {
     with_a_truncated_record(|_, store, heard| {
         let draft = match store.build_with(&id("web"), &inputs("lock"), &BuildOptions::default(), heard).unwrap() {
-            template_store::Build::Draft(draft) => draft,
+            Build::Draft(draft) => draft,
             reused => panic!("what has no record is not offered: {reused:?}"),
         };
         assert!(matches!(heard.notes[..], [Note::SourceDamaged { .. }, ..]), "it says why: {:?}", heard.notes);
@@ -283,8 +260,7 @@ fn a_truncated_record_is_healed_by_building_the_same_again() {
 
 #[test]
 fn a_truncated_record_under_an_id_that_says_nothing_of_its_contents_stays_damaged() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let files = place.image("files", "one");
     let revision = import(&store, "web", &files, &called("r1")).unwrap().revision;
     truncate(&revision.path().join("revision.json"), 100);
@@ -295,8 +271,7 @@ fn a_truncated_record_under_an_id_that_says_nothing_of_its_contents_stays_damage
 
 #[test]
 fn files_that_changed_or_went_are_healed_by_publishing_the_same() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let files = place.image("files", "one");
     let revision = import(&store, "web", &files, &called("r1")).unwrap().revision;
     let log = fs::read(store.layout().activations(&id("web"))).unwrap();
@@ -324,8 +299,7 @@ fn files_that_changed_or_went_are_healed_by_publishing_the_same() {
 
 #[test]
 fn a_store_does_not_publish_itself() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let revision = build(&store, "web", &inputs("lock"), "one");
     let before = listing(store.layout().root());
     for dir in [revision.path(), store.layout().root().to_owned(), place.path().to_owned()] {
@@ -336,24 +310,4 @@ fn a_store_does_not_publish_itself() {
     assert_error(store.publish_dir(&id("web"), place.join("none")), ErrorKind::Failed, &["none"]);
     fs::write(place.join("file"), "").unwrap();
     assert_error(store.publish_dir(&id("web"), place.join("file")), ErrorKind::Failed, &["file", "not a directory"]);
-}
-
-#[test]
-fn the_layout_is_that_of_the_design() {
-    let place = Place::new();
-    let store = place.store();
-    let revision = build(&store, "web", &inputs("lock"), "one");
-    let layout = Layout::new(place.root());
-    let (web, link) = (id("web"), |path| fs::read_link(path).unwrap().into_os_string().into_string().unwrap());
-    assert_eq!(names(place.root()), [".store", "templates"]);
-    let inside = ["activations.jsonl", "artifacts", "current", "revisions", "template.json"];
-    assert_eq!(names(layout.template(&web)), inside);
-    assert_eq!(link(layout.current(&web)), format!("revisions/{}", revision.id()));
-    assert_eq!(link(layout.alias(&web)), "artifacts");
-    assert_eq!(fs::canonicalize(layout.current(&web)).unwrap(), revision.path());
-    for content in revision.contents().iter().filter(|content| content.size >= 64 << 10) {
-        let object = fs::metadata(layout.object(&content.blake3)).unwrap();
-        assert_eq!((object.ino(), object.nlink()), (inode(revision.artifact(&content.path)), 2));
-    }
-    assert!(layout.key(&inputs("lock").key()).is_file() && layout.format_json().is_file());
 }

@@ -10,8 +10,8 @@ use template_store::{Build, ErrorKind, Removal, Revision, RevisionId, Store, Tem
 
 use crate::gc::build_again;
 use crate::support::{
-    Place, assert_clean, assert_error, assert_right, build, draft, id, inputs, listing, names, object_of, reused,
-    script, template, when_free,
+    Place, assert_clean, assert_error, assert_right, build, draft, fresh, fresh_quick, id, image, inputs, listing,
+    names, object_of, reused, script, template, when_free,
 };
 
 fn remove(store: &Store, revision: &RevisionId, how: Removal) -> template_store::Result<()> {
@@ -31,8 +31,7 @@ fn two(store: &Store) -> (RevisionId, RevisionId) {
 
 #[test]
 fn what_nobody_uses_is_removed_with_its_objects() {
-    let place = Place::new();
-    let store = place.store();
+    let (_place, store) = fresh();
     let (old, new) = two(&store);
     let gone = objects(&store, &store.revision(&id("web"), &old).unwrap());
     let kept = objects(&store, &store.revision(&id("web"), &new).unwrap());
@@ -48,8 +47,7 @@ fn what_nobody_uses_is_removed_with_its_objects() {
 
 #[test]
 fn an_object_goes_with_the_last_revision_that_has_it() {
-    let place = Place::new();
-    let store = place.store();
+    let (_place, store) = fresh();
     let (old, _) = two(&store);
     let shared = objects(&store, &store.revision(&id("web"), &old).unwrap());
     let other = reused(&store, "db", &inputs("a"));
@@ -64,8 +62,7 @@ fn an_object_goes_with_the_last_revision_that_has_it() {
 
 #[test]
 fn what_is_current_stays() {
-    let place = Place::new();
-    let store = place.store();
+    let (_place, store) = fresh();
     let (old, new) = two(&store);
     let before = listing(store.layout().root());
     let refused = when_free(|| remove(&store, &new, Removal::Unused));
@@ -80,8 +77,7 @@ fn what_is_current_stays() {
 
 #[test]
 fn the_only_revision_is_current_whatever_is_forced() {
-    let place = Place::new();
-    let store = place.store();
+    let (_place, store) = fresh();
     let only = build(&store, "web", &inputs("a"), "a").id().clone();
     let before = listing(store.layout().root());
     assert_error(remove(&store, &only, Removal::Forced), ErrorKind::Refused, &["is current", "whole template"]);
@@ -90,8 +86,7 @@ fn the_only_revision_is_current_whatever_is_forced() {
 
 #[test]
 fn what_is_in_use_stays_until_it_is_let_go() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let (old, _) = two(&store);
     let lease = store.revision(&id("web"), &old).unwrap();
     let second = lease.clone();
@@ -113,8 +108,7 @@ fn what_is_in_use_stays_until_it_is_let_go() {
 
 #[test]
 fn what_is_in_use_goes_when_it_is_forced() {
-    let place = Place::new();
-    let store = place.store();
+    let (_place, store) = fresh();
     let (old, _) = two(&store);
     let lease = store.revision(&id("web"), &old).unwrap();
     let open = fs::File::open(lease.rootfs()).unwrap();
@@ -130,12 +124,15 @@ fn what_is_in_use_goes_when_it_is_forced() {
     store.rollback(&id("web")).unwrap();
     drop(again);
     when_free(|| remove(&store, &old, Removal::Unused)).unwrap();
+
+    let lease = store.current(&id("web")).unwrap();
+    store.remove_template(&id("web"), Removal::Forced).unwrap();
+    assert!(!lease.path().exists() && store.templates().unwrap().is_empty());
 }
 
 #[test]
 fn every_way_to_get_a_revision_is_a_lease() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let (old, new) = two(&store);
     let other = place.store();
     let web = template("web");
@@ -163,8 +160,7 @@ fn every_way_to_get_a_revision_is_a_lease() {
 
 #[test]
 fn a_template_goes_with_all_its_revisions() {
-    let place = Place::new();
-    let store = place.store();
+    let (_place, store) = fresh();
     let (old, new) = two(&store);
     let kept = build(&store, "db", &inputs("c"), "c");
     let gone: Vec<_> =
@@ -185,20 +181,8 @@ fn a_template_goes_with_all_its_revisions() {
 }
 
 #[test]
-fn a_template_in_use_goes_when_it_is_forced() {
-    let place = Place::new();
-    let store = place.store();
-    two(&store);
-    let lease = store.current(&id("web")).unwrap();
-    assert_error(store.remove_template(&id("web"), Removal::Unused), ErrorKind::Refused, &["in use"]);
-    store.remove_template(&id("web"), Removal::Forced).unwrap();
-    assert!(!lease.path().exists() && store.templates().unwrap().is_empty());
-}
-
-#[test]
 fn a_template_without_revisions_or_with_damaged_ones_can_be_removed() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let (old, new) = two(&store);
     for revision in [&old, &new] {
         fs::write(store.layout().revision_json(&id("web"), revision), "{").unwrap();
@@ -214,12 +198,11 @@ fn a_template_without_revisions_or_with_damaged_ones_can_be_removed() {
 
 #[test]
 fn directories_that_cannot_be_written_are_removed() {
-    let place = Place::new();
-    let store = place.store();
+    let (_place, store) = fresh();
     let old = draft(&store, "web", &inputs("a"));
     fs::create_dir_all(old.path().join("lib/deep")).unwrap();
     fs::write(old.path().join("lib/deep/file"), "x").unwrap();
-    crate::support::image(old.path(), "a");
+    image(old.path(), "a");
     let old = old.seal().unwrap().publish().unwrap();
     build(&store, "web", &inputs("b"), "b");
     for dir in ["lib/deep", "lib", ""] {
@@ -233,57 +216,43 @@ fn directories_that_cannot_be_written_are_removed() {
 
 #[test]
 fn a_removal_beside_builds_and_reuses_breaks_none_of_them() {
-    let place = Place::new();
-    let store = place.quick_store();
+    let (_place, store) = fresh_quick();
     build(&store, "web", &inputs("b"), "b");
     let web = template("web");
     let rounds = 30;
+    // It may be refused: the other thread links to its files just now, or it is current again.
+    let may_be_refused = |result: template_store::Result<()>| {
+        result.unwrap_or_else(|error| assert_eq!(error.kind(), ErrorKind::Refused, "{error}"));
+    };
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for round in 0..rounds {
                 // The source may go at any moment: it is a miss then, and built again.
-                match store.build(&template("db"), &inputs("a")).unwrap() {
-                    Build::Reused(revision) => assert_right(&revision),
-                    Build::Draft(draft) => {
-                        crate::support::image(draft.path(), "a");
-                        assert_right(&draft.seal().unwrap().publish().unwrap());
-                    }
-                }
+                assert_right(&build_or_reuse(&store, "db", "a"));
                 if round % 2 == 1 {
-                    match store.remove_template(&template("db"), Removal::Unused) {
-                        Ok(_) => {}
-                        // The other thread links to its files just now.
-                        Err(error) => assert_eq!(error.kind(), ErrorKind::Refused, "{error}"),
-                    }
+                    may_be_refused(store.remove_template(&template("db"), Removal::Unused).map(drop));
                 }
             }
         });
         for _ in 0..rounds {
-            let revision = build_or_reuse(&store, "a");
-            store.activate(&web, &reused_id(&store, "b"), Default::default()).unwrap();
-            match store.remove(&web, &revision, Removal::Unused) {
-                Ok(_) => {}
-                // The other thread links to it just now, or it is current again.
-                Err(error) => assert_eq!(error.kind(), ErrorKind::Refused, "{error}"),
-            }
+            let revision = build_or_reuse(&store, "web", "a").id().clone();
+            let other = store.lookup(Some(&web), &inputs("b")).unwrap().unwrap().id().clone();
+            store.activate(&web, &other, Default::default()).unwrap();
+            may_be_refused(remove(&store, &revision, Removal::Unused));
         }
     });
     assert_clean(store.layout());
     assert_right(&store.current(&web).unwrap());
 }
 
-fn build_or_reuse(store: &Store, label: &str) -> RevisionId {
-    match store.build(&template("web"), &inputs(label)).unwrap() {
-        Build::Reused(revision) => revision.id().clone(),
+fn build_or_reuse(store: &Store, name: &str, label: &str) -> Revision {
+    match store.build(&template(name), &inputs(label)).unwrap() {
+        Build::Reused(revision) => revision,
         Build::Draft(draft) => {
-            crate::support::image(draft.path(), label);
-            draft.seal().unwrap().publish().unwrap().id().clone()
+            image(draft.path(), label);
+            draft.seal().unwrap().publish().unwrap()
         }
     }
-}
-
-fn reused_id(store: &Store, label: &str) -> RevisionId {
-    store.lookup(Some(&template("web")), &inputs(label)).unwrap().unwrap().id().clone()
 }
 
 #[test]
@@ -302,8 +271,7 @@ fn the_program_says_what_it_removed() {
 
 #[test]
 fn a_key_leads_to_the_revision_that_stays() {
-    let place = Place::new();
-    let store = place.quick_store();
+    let (_place, store) = fresh_quick();
     let older = build(&store, "web", &inputs("k"), "older").id().clone();
     let newer = build_again(&store, "web", "k", "newer");
     drop(store.activate(&id("web"), &older, template_store::Expect::Any).unwrap());
@@ -314,9 +282,8 @@ fn a_key_leads_to_the_revision_that_stays() {
 
 #[test]
 fn a_template_that_is_removed_and_made_again_is_never_taken_for_damaged() {
-    let place = Place::new();
-    let store = place.quick_store();
-    let spec = store_spec("web");
+    let (_place, store) = fresh_quick();
+    let spec = TemplateSpec::new(&id("web"), ".", &id("minimal"), &id("worker"), "2026-01-01T00:00:00Z");
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -333,8 +300,4 @@ fn a_template_that_is_removed_and_made_again_is_never_taken_for_damaged() {
             }
         }
     });
-}
-
-fn store_spec(name: &str) -> TemplateSpec {
-    TemplateSpec::new(&id(name), ".", &id("minimal"), &id("worker"), "2026-01-01T00:00:00Z")
 }

@@ -1,21 +1,19 @@
 //! A repair mends from intact copies, marks what nothing can mend, deletes nothing, and can be cut short anywhere.
 
 use std::fs::{self, File};
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use camino::Utf8Path;
-use template_store::observe::{Observer, Op, Verdict};
 use template_store::{
     Build, Depth, ErrorKind, FindingKind, Note, PinOptions, Repaired, Revision, Severity, Store, StoreOptions,
     VerifyOptions,
 };
 
 use crate::damages::{Damage, TO_FILES, TO_THE_REST, World, assert_finds, build, verify};
+use crate::gc_sweep::DiesAt;
 use crate::reuse::Watch;
 use crate::support::{
-    Heard, Place, assert_error, assert_right, flip, id, inode, inputs, listing, names, object_of, reused, template,
+    Heard, assert_error, assert_right, flip, fresh, id, inode, inputs, listing, names, object_of, reused, template,
     until,
 };
 
@@ -192,8 +190,7 @@ fn what_is_leased_or_pinned_is_marked_and_stays_and_comes_back_with_the_next_pub
 
 #[test]
 fn a_current_revision_that_is_the_only_one_stays_marked() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let only = build(&store, "web", "a");
     let dir = store.layout().revision(&id("web"), &only);
     flip(&dir.join("vmlinux"), 70_000, true);
@@ -227,8 +224,7 @@ fn a_mark_on_an_intact_revision_is_cleared() {
 
 #[test]
 fn a_record_that_nothing_proves_costs_the_revision_not_its_files() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let files = place.image("files", "one");
     let seal = template_store::SealOptions::default().revision(id::<template_store::RevisionId>("by-hand"));
     let options = template_store::ImportOptions::default().seal(seal);
@@ -269,28 +265,22 @@ fn a_flipped_digest_in_a_record_is_told_from_a_flipped_file() {
 }
 
 #[test]
-fn a_revision_swapped_for_a_link_is_said_to_be_lost_and_the_link_is_moved() {
-    let world = World::new();
-    fs::rename(world.dir(), world.place.join("elsewhere")).unwrap();
-    std::os::unix::fs::symlink("/", world.dir()).unwrap();
-    assert_finds(&verify(&world.store), FindingKind::Swapped, &world.dir());
-    let repaired = repair(&world.store);
-    assert!(repaired.remaining.iter().any(|found| found.kind == FindingKind::Swapped && found.path == world.dir()));
-    assert!(fs::symlink_metadata(world.dir()).is_err());
-    assert_eq!(world.store.current(&id("web")).unwrap().id(), &world.old);
-    assert!(verify(&world.store).is_clean());
-}
-
-#[test]
-fn a_template_swapped_for_a_link_is_said_to_be_lost() {
-    let world = World::new();
-    let template = world.layout().template(&id("web"));
-    fs::rename(&template, world.place.join("elsewhere")).unwrap();
-    std::os::unix::fs::symlink("/", &template).unwrap();
-    assert_finds(&verify(&world.store), FindingKind::Swapped, &template);
-    assert!(!repair(&world.store).remaining.is_empty());
-    assert!(verify(&world.store).is_clean());
-    world.assert_outside_untouched();
+fn a_revision_or_template_swapped_for_a_link_is_said_to_be_lost_and_the_link_is_moved() {
+    for whole_template in [false, true] {
+        let world = World::new();
+        let swapped = if whole_template { world.layout().template(&id("web")) } else { world.dir() };
+        fs::rename(&swapped, world.place.join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("/", &swapped).unwrap();
+        assert_finds(&verify(&world.store), FindingKind::Swapped, &swapped);
+        let lost = repair(&world.store).remaining;
+        assert!(lost.iter().any(|found| found.kind == FindingKind::Swapped && found.path == swapped), "{lost:?}");
+        assert!(fs::symlink_metadata(&swapped).is_err(), "the link {swapped} is moved");
+        if !whole_template {
+            assert_eq!(world.store.current(&id("web")).unwrap().id(), &world.old);
+        }
+        assert!(verify(&world.store).is_clean());
+        world.assert_outside_untouched();
+    }
 }
 
 #[test]
@@ -304,35 +294,18 @@ fn a_file_that_somebody_can_still_write_to_is_replaced_by_a_sealed_one() {
     world.assert_whole();
 }
 
-/// Fails each step from one on, as a dead process and a full disk do.
-#[derive(Debug)]
-struct Dying {
-    nth: usize,
-    seen: AtomicUsize,
-}
-
-impl Observer for Dying {
-    fn before(&self, _: &Op) -> Verdict {
-        match self.seen.fetch_add(1, Ordering::Relaxed) < self.nth {
-            true => Verdict::Proceed,
-            false => Verdict::Fail(io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error())),
-        }
-    }
-}
-
-/// Cuts a repair short at each of its steps; the next one completes it.
-fn cut_short_everywhere(damage: impl Fn(&World)) {
+/// Cuts a repair of these damages short at each of its steps; the next one completes it.
+fn cut_short_everywhere(damages: &[&str]) {
     for nth in 0.. {
         let world = World::quick();
-        damage(&world);
-        let dying = Arc::new(Dying { nth, seen: AtomicUsize::new(0) });
-        let options = StoreOptions::default().observer(dying.clone());
-        let store = Store::open_with(world.place.root(), &options).unwrap();
-        let cut = store.repair(&VerifyOptions::default(), &mut ());
-        let ended = dying.seen.load(Ordering::Relaxed) <= nth;
-        if let Ok(cut) = &cut
-            && cut.remaining.is_empty()
-        {
+        for (name, _, damage) in TO_FILES.into_iter().chain(TO_THE_REST) {
+            if damages.contains(&name) {
+                damage(&world);
+            }
+        }
+        let dies = DiesAt::step(nth, false);
+        let store = Store::open_with(world.place.root(), &StoreOptions::default().observer(dies.clone())).unwrap();
+        if store.repair(&VerifyOptions::default(), &mut ()).is_ok_and(|cut| cut.remaining.is_empty()) {
             assert!(verify(&world.store).is_clean(), "step {nth}: what it says is mended is");
         }
         let again = repair(&world.store);
@@ -340,44 +313,32 @@ fn cut_short_everywhere(damage: impl Fn(&World)) {
         assert!(verify(&world.store).is_clean(), "after step {nth}");
         world.assert_whole();
         world.assert_outside_untouched();
-        if ended {
+        if !dies.died() {
             assert!(nth > 5, "{nth} steps");
             return;
         }
     }
 }
 
-fn damage_of(name: &str) -> impl Fn(&World) {
-    let (_, _, damage) = TO_FILES.into_iter().chain(TO_THE_REST).find(|(found, _, _)| *found == name).unwrap();
-    move |world| drop(damage(world))
-}
-
 #[test]
-fn a_repair_of_a_file_can_be_cut_short_at_each_step() {
-    cut_short_everywhere(damage_of("a flipped bit, with the old time"));
-}
-
-#[test]
-fn a_repair_of_a_directory_in_a_revision_can_be_cut_short_at_each_step() {
-    cut_short_everywhere(damage_of("a directory swapped for a link to /"));
+fn a_repair_of_files_can_be_cut_short_at_each_step() {
+    cut_short_everywhere(&["a flipped bit, with the old time"]);
+    cut_short_everywhere(&["a directory swapped for a link to /"]);
 }
 
 #[test]
 fn a_repair_of_documents_and_current_can_be_cut_short_at_each_step() {
-    cut_short_everywhere(|world| {
-        damage_of("revision.json emptied")(world);
-        damage_of("template.json emptied")(world);
-        damage_of("current an empty file")(world);
-        damage_of("the alias removed")(world);
-    });
+    cut_short_everywhere(&[
+        "revision.json emptied",
+        "template.json emptied",
+        "current an empty file",
+        "the alias removed",
+    ]);
 }
 
 #[test]
 fn a_repair_of_the_index_can_be_cut_short_at_each_step() {
-    cut_short_everywhere(|world| {
-        damage_of("objects/ removed")(world);
-        damage_of("keys/ swapped for a link to /")(world);
-    });
+    cut_short_everywhere(&["objects/ removed", "keys/ swapped for a link to /"]);
 }
 
 #[test]

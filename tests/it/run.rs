@@ -6,12 +6,11 @@ use std::process::Stdio;
 use rustix::process::Signal;
 use template_store::{ErrorKind, Removal};
 
-use crate::support::{Place, Running, assert_error, build, id, inputs, is_dead, until};
+use crate::support::{Place, Ran, Running, assert_error, build, fresh, id, inputs, is_dead, program, until};
 
 /// A store with two revisions of `web`; the first is not current, and its name is given.
 fn place_with_old() -> (Place, String) {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let old = build(&store, "web", &inputs("a"), "a").id().clone();
     build(&store, "web", &inputs("b"), "b");
     (place, format!("web@{old}"))
@@ -19,8 +18,7 @@ fn place_with_old() -> (Place, String) {
 
 #[test]
 fn the_command_gets_the_paths_of_the_revision() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let files = place.image("files", "a");
     std::fs::write(files.join("initrd"), "initrd").unwrap();
     let revision = store.publish_dir(&id("web"), &files).unwrap();
@@ -63,9 +61,8 @@ fn what_is_typed_and_printed_is_that_of_the_command() {
 }
 
 /// A command that says its pid, and lives until its stdin ends.
-fn start(place: &Place, target: &str, before: &str) -> (Running, u32, BufReader<std::process::ChildStdout>) {
-    let script = format!("{before}echo $$; read line");
-    let mut command = place.program(&["run", target, "--", "sh", "-c", &script]);
+fn start(place: &Place, target: &str) -> (Running, u32, BufReader<std::process::ChildStdout>) {
+    let mut command = place.program(&["run", target, "--", "sh", "-c", "echo $$; read line"]);
     let mut running = Running::start(command.stdin(Stdio::piped()));
     let mut out = BufReader::new(running.take_stdout());
     let mut line = String::new();
@@ -74,20 +71,11 @@ fn start(place: &Place, target: &str, before: &str) -> (Running, u32, BufReader<
 }
 
 #[test]
-fn the_revision_is_held_while_the_command_lives() {
+fn the_revision_is_held_while_the_command_lives_although_the_program_is_killed() {
     let (place, old) = place_with_old();
-    let (mut running, _, _out) = start(&place, &old, "");
-    place.run(&["rm", &old]).with_code(5).says(&["in use"]);
-    drop(running.take_stdin());
-    running.end();
-    place.done_when_free(&["rm", &old]);
-}
-
-#[test]
-fn the_revision_is_held_while_the_command_lives_although_the_program_was_killed() {
-    let (place, old) = place_with_old();
-    let (mut running, command, mut out) = start(&place, &old, "");
+    let (mut running, command, mut out) = start(&place, &old);
     let stdin = running.take_stdin();
+    place.run(&["rm", &old]).with_code(5).says(&["in use"]);
     running.signal(Signal::KILL);
     assert_eq!(running.end().code, None, "it was killed");
     assert!(!is_dead(command), "the command lives on");
@@ -143,9 +131,9 @@ fn signals_are_passed_on() {
 fn a_signal_that_is_ignored_is_ignored_by_the_command() {
     let (place, old) = place_with_old();
     let mut command = std::process::Command::new("sh");
-    command.args(["-c", r#"trap "" HUP; exec "$@""#, "sh", crate::support::program(), "--store"]);
+    command.args(["-c", r#"trap "" HUP; exec "$@""#, "sh", program(), "--store"]);
     command.args([place.root().as_str(), "run", &old, "--", "grep", "SigIgn", "/proc/self/status"]);
-    let ran = crate::support::Ran::of(command.output().unwrap()).with_code(0);
+    let ran = Ran::of(command.output().unwrap()).with_code(0);
     let mask = ran.out.split_whitespace().last().and_then(|hex| u64::from_str_radix(hex, 16).ok()).expect("a mask");
     assert_eq!(mask & 1, 1, "SIGHUP is still ignored, as nohup wants it: {}", ran.out);
 }

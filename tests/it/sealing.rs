@@ -5,21 +5,21 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{CWD, Dev, FileType, Mode, XattrFlags, mknodat, setxattr};
 use rustix::io::Errno;
-use template_store::{ErrorKind, Import, ImportOptions, Note, Outcome, Store};
+use template_store::{ErrorKind, Import, ImportOptions, Note, Outcome, Published, Result, Store};
 
 use crate::interning::{NOBODY, by_nobody};
 use crate::publish::{called, import};
 use crate::support::{
-    Heard, Place, Ran, assert_clean, assert_error, assert_right, build, bytes, draft, id, image, inode, inputs,
-    listing, names,
+    ARTIFACTS, Heard, Place, Ran, assert_clean, assert_error, assert_right, build, bytes, draft, fresh, id, image,
+    inode, inputs, listing, names,
 };
 
 /// Makes a node that is neither file nor directory.
-fn node(dir: &Utf8Path, name: &str, kind: FileType) -> bool {
-    let made = mknodat(CWD, dir.join(name).as_std_path(), kind, Mode::RUSR | Mode::WUSR, Dev::default());
+fn node(path: &Utf8Path, kind: FileType) -> bool {
+    let made = mknodat(CWD, path.as_std_path(), kind, Mode::RUSR | Mode::WUSR, Dev::default());
     if made == Err(Errno::PERM) {
         println!("only root can make a {kind:?}: not tried");
         return false;
@@ -30,8 +30,7 @@ fn node(dir: &Utf8Path, name: &str, kind: FileType) -> bool {
 
 /// A draft is refused with these words, in whichever way it comes; nothing of it stays.
 fn assert_refused(words: &[&str], spoil: impl Fn(&Utf8Path) -> bool) {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let before = listing(store.layout().root());
 
     let spoilt = draft(&store, "web", &inputs("lock"));
@@ -54,34 +53,25 @@ fn assert_refused(words: &[&str], spoil: impl Fn(&Utf8Path) -> bool) {
 }
 
 #[test]
-fn a_symbolic_link_is_refused() {
-    assert_refused(&["passwords", "symbolic link"], |dir| symlink("/etc/passwd", dir.join("passwords")).is_ok());
+fn what_is_neither_file_nor_directory_is_refused() {
+    let gone = |file: Utf8PathBuf| fs::remove_file(&file).map(|()| file).unwrap();
+    let link = |to: &str, path: Utf8PathBuf| symlink(to, path).is_ok();
+    assert_refused(&["passwords", "symbolic link"], |dir| link("/etc/passwd", dir.join("passwords")));
     assert_refused(&["sub/etc", "symbolic link"], |dir| {
-        fs::create_dir(dir.join("sub")).is_ok() && symlink("/etc", dir.join("sub/etc")).is_ok()
+        fs::create_dir(dir.join("sub")).is_ok() && link("/etc", dir.join("sub/etc"))
     });
-    assert_refused(&["vmlinux", "symbolic link"], |dir| {
-        fs::remove_file(dir.join("vmlinux")).is_ok() && symlink("rootfs.ext4", dir.join("vmlinux")).is_ok()
-    });
-}
-
-#[test]
-fn what_is_no_file_is_refused() {
-    assert_refused(&["wire", "pipe"], |dir| node(dir, "wire", FileType::Fifo));
-    assert_refused(&["plug", "socket"], |dir| node(dir, "plug", FileType::Socket));
-    assert_refused(&["null", "device"], |dir| node(dir, "null", FileType::CharacterDevice));
-    assert_refused(&["rootfs.ext4", "pipe"], |dir| {
-        fs::remove_file(dir.join("rootfs.ext4")).is_ok() && node(dir, "rootfs.ext4", FileType::Fifo)
-    });
+    assert_refused(&["vmlinux", "symbolic link"], |dir| link("rootfs.ext4", gone(dir.join("vmlinux"))));
+    assert_refused(&["wire", "pipe"], |dir| node(&dir.join("wire"), FileType::Fifo));
+    assert_refused(&["plug", "socket"], |dir| node(&dir.join("plug"), FileType::Socket));
+    assert_refused(&["null", "device"], |dir| node(&dir.join("null"), FileType::CharacterDevice));
+    assert_refused(&["rootfs.ext4", "pipe"], |dir| node(&gone(dir.join("rootfs.ext4")), FileType::Fifo));
 }
 
 #[test]
 fn a_name_that_no_revision_can_have_is_refused() {
-    assert_refused(&["name", "UTF-8"], |dir| {
-        fs::write(dir.as_std_path().join(OsStr::from_bytes(b"\xffname")), "").is_ok()
-    });
-    assert_refused(&["sub", "UTF-8"], |dir| {
-        fs::create_dir(dir.as_std_path().join(OsStr::from_bytes(b"sub\xff"))).is_ok()
-    });
+    let named = |dir: &Utf8Path, name: &[u8]| dir.as_std_path().join(OsStr::from_bytes(name));
+    assert_refused(&["name", "UTF-8"], |dir| fs::write(named(dir, b"\xffname"), "").is_ok());
+    assert_refused(&["sub", "UTF-8"], |dir| fs::create_dir(named(dir, b"sub\xff")).is_ok());
     assert_refused(&["revision.json", "reserved"], |dir| fs::write(dir.join("revision.json"), "{}").is_ok());
     assert_refused(&["snapshot", "reserved"], |dir| fs::create_dir(dir.join("snapshot")).is_ok());
     assert_refused(&["a", "control character"], |dir| fs::write(dir.join("a\nb"), "").is_ok());
@@ -89,11 +79,10 @@ fn a_name_that_no_revision_can_have_is_refused() {
 
 #[test]
 fn a_draft_without_what_every_revision_has_is_refused() {
-    for name in ["vmlinux", "rootfs.ext4", "fc-base.json"] {
-        assert_refused(&[&format!("no {name}")], |dir| fs::remove_file(dir.join(name)).is_ok());
-        let instead =
-            |dir: &Utf8Path| fs::remove_file(dir.join(name)).is_ok() && fs::create_dir(dir.join(name)).is_ok();
-        assert_refused(&[&format!("no {name}")], instead);
+    for name in ARTIFACTS {
+        let gone = |dir: &Utf8Path| fs::remove_file(dir.join(name)).is_ok();
+        assert_refused(&[&format!("no {name}")], gone);
+        assert_refused(&[&format!("no {name}")], |dir| gone(dir) && fs::create_dir(dir.join(name)).is_ok());
     }
     let empty = |dir: &Utf8Path| names(dir).iter().all(|name| fs::remove_file(dir.join(name)).is_ok());
     assert_refused(&["is empty"], empty);
@@ -106,8 +95,7 @@ fn both_ways(fill: impl Fn(&Utf8Path), look: impl Fn(&Utf8Path, &[Note])) {
     let (store, mut heard) = (place.store(), Heard::default());
     let built = draft(&store, "built", &inputs("lock"));
     fill(built.path());
-    let sealed = built.seal_with(&Default::default(), &mut heard).unwrap();
-    let revision = sealed.publish().unwrap();
+    let revision = built.seal_with(&Default::default(), &mut heard).unwrap().publish().unwrap();
     assert_right(&revision);
     look(&revision.path(), &heard.notes);
     assert_clean(store.layout());
@@ -129,13 +117,10 @@ fn both_ways(fill: impl Fn(&Utf8Path), look: impl Fn(&Utf8Path, &[Note])) {
             Import::Move => assert!(!files.exists(), "the directory was moved"),
         }
         assert_clean(store.layout());
-        make_removable(&files);
-    }
-}
-
-fn make_removable(dir: &Utf8Path) {
-    for entry in walkdir::WalkDir::new(dir).into_iter().flatten().filter(|entry| entry.file_type().is_dir()) {
-        fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        // Else who is not root can't remove the place.
+        for entry in walkdir::WalkDir::new(&files).into_iter().flatten().filter(|entry| entry.file_type().is_dir()) {
+            fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        }
     }
 }
 
@@ -261,8 +246,7 @@ fn holes_are_kept() {
 
 #[test]
 fn a_move_keeps_the_inodes_of_files_and_directory() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let files = place.image("files", "one");
     let before = (inode(&files), inode(files.join("rootfs.ext4")), inode(files.join("fc-base.json")));
     let published = import(&store, "web", &files, &ImportOptions::default().how(Import::Move)).unwrap();
@@ -274,8 +258,7 @@ fn a_move_keeps_the_inodes_of_files_and_directory() {
 
 #[test]
 fn a_move_of_what_is_there_already_removes_the_directory() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let revision = build(&store, "web", &inputs("lock"), "one");
     let before = listing(store.layout().root());
     let published =
@@ -285,33 +268,27 @@ fn a_move_of_what_is_there_already_removes_the_directory() {
     assert_eq!(listing(store.layout().root()), before);
 }
 
-/// Names and bytes of the files in a directory.
-fn files_in(dir: &Utf8Path) -> Vec<(String, Vec<u8>)> {
-    names(dir).into_iter().map(|name| (name.clone(), fs::read(dir.join(name)).unwrap())).collect()
-}
-
-fn move_in(store: &Store, files: &Utf8Path, revision: &str) -> template_store::Result<template_store::Published> {
+fn move_in(store: &Store, files: &Utf8Path, revision: &str) -> Result<Published> {
     import(store, "web", files, &called(revision).how(Import::Move))
 }
 
 #[test]
 fn a_move_that_is_refused_leaves_the_directory_and_its_files() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     import(&store, "web", &place.image("first", "one"), &called("r1")).unwrap();
     let files = place.image("files", "two");
-    let before = files_in(&files);
+    let bytes = || names(&files).into_iter().map(|name| (fs::read(files.join(&name)).unwrap(), name));
+    let before: Vec<_> = bytes().collect();
 
     assert_error(move_in(&store, &files, "r1"), ErrorKind::Refused, &["r1", "fc-base.json differs"]);
-    assert_eq!(files_in(&files), before, "all is there, and nothing more");
+    assert!(bytes().eq(before), "all is there, and nothing more");
     assert_clean(store.layout());
     assert_right(&move_in(&store, &files, "r2").unwrap().revision);
 }
 
 #[test]
 fn a_move_from_another_file_system_is_refused_and_leaves_the_directory() {
-    let place = Place::new();
-    let store = place.store();
+    let (place, store) = fresh();
     let here = fs::metadata(place.path()).unwrap().dev();
     let elsewhere = ["/dev/shm", "/var/tmp", "/tmp"].into_iter().find_map(|dir| {
         let other = fs::metadata(dir).is_ok_and(|metadata| metadata.dev() != here);

@@ -397,3 +397,17 @@ pub fn remembered(file: &'static str) -> ProptestConfig {
     let persistence = FileFailurePersistence::Direct(file);
     ProptestConfig { failure_persistence: Some(Box::new(persistence)), ..ProptestConfig::default() }
 }
+
+/// A place with a store in it.
+pub fn fresh() -> (Place, Store) {
+    let place = Place::new();
+    let store = place.store();
+    (place, store)
+}
+
+/// A place with a store that syncs nothing; see [`Place::quick_store`].
+pub fn fresh_quick() -> (Place, Store) {
+    let place = Place::new();
+    let store = place.quick_store();
+    (place, store)
+}
