@@ -14,7 +14,7 @@ use template_store::{
     Activate, Depth, Durability, FindingKind, PublishOptions, Severity, Store, StoreOptions, TemplateId, VerifyOptions,
 };
 
-use crate::support::{Place, assert_clean, draft, id, image, inode, inputs};
+use crate::support::{Place, assert_clean, build, draft, edit_json, id, image, inode, inputs, read_json};
 
 /// As many revisions as these stores need to have a catalog.
 const MANY: usize = 315;
@@ -34,20 +34,32 @@ fn store_of(place: &Place, count: usize) -> Store {
     image(draft.path(), "one");
     let options = PublishOptions::default().activate(Activate::No);
     let model = draft.seal().unwrap().publish_with(&options, &mut ()).unwrap().revision;
-    let record = fs::read_to_string(model.path().join("revision.json")).unwrap();
-    let record: Value = serde_json::from_str(&record).unwrap();
+    let (model, record) = (model.path(), read_json(model.path().join("revision.json")));
     for number in 1..count {
-        make(
-            &store,
-            &model.path(),
-            &record,
-            &format!("r{number:04}"),
-            &format!("2026-01-01T{:02}:{:02}:00Z", number / 60, number % 60),
-        );
+        let published_at = format!("2026-01-01T{:02}:{:02}:00Z", number / 60, number % 60);
+        make(&store, &model, &record, &format!("r{number:04}"), &published_at);
     }
     // What was changed just now is not trusted: the clock of a file system goes in steps.
     std::thread::sleep(Duration::from_millis(150));
     store
+}
+
+fn many() -> (Place, Store) {
+    let place = Place::in_memory();
+    let store = store_of(&place, MANY);
+    (place, store)
+}
+
+/// A store that has a catalog of all its revisions.
+fn with_catalog() -> (Place, Store) {
+    let (place, store) = many();
+    collect_nothing(&store);
+    (place, store)
+}
+
+/// A collection that writes the catalog.
+fn collect_nothing(store: &Store) {
+    store.gc(&keep(u32::MAX), &mut ()).unwrap();
 }
 
 fn make(store: &Store, model: &Utf8Path, record: &Value, name: &str, published_at: &str) {
@@ -61,10 +73,6 @@ fn make(store: &Store, model: &Utf8Path, record: &Value, name: &str, published_a
     record["revision_hash"] = name.into();
     record["published_at"] = published_at.into();
     fs::write(dir.join("revision.json"), record.to_string()).unwrap();
-}
-
-fn everything() -> Policy {
-    Policy::default().keep_last(u32::MAX)
 }
 
 fn keep(last: u32) -> Policy {
@@ -84,11 +92,10 @@ fn verdicts(plan: &GcPlan) -> Vec<String> {
 fn only_a_collection_of_many_revisions_leaves_one() {
     let place = Place::in_memory();
     let store = store_of(&place, MANY - 1);
-    store.gc(&everything(), &mut ()).unwrap();
+    collect_nothing(&store);
     assert!(!store.layout().catalog().exists(), "there are too few");
 
-    let place = Place::in_memory();
-    let store = store_of(&place, MANY);
+    let (place, store) = many();
     plan(&store, 10);
     place.done(&["gc", "--dry-run"]);
     place.done(&["list"]);
@@ -96,7 +103,7 @@ fn only_a_collection_of_many_revisions_leaves_one() {
     assert!(!store.layout().catalog().exists(), "who only looks changes nothing");
     place.done(&["gc", "--keep-last", "2000"]);
     assert!(!store.layout().catalog().exists(), "the program waits for more");
-    store.gc(&everything(), &mut ()).unwrap();
+    collect_nothing(&store);
     assert!(store.layout().catalog().exists());
     assert_eq!(store.overviews().unwrap().len(), MANY);
     place.done(&["verify", "--quick"]);
@@ -104,10 +111,9 @@ fn only_a_collection_of_many_revisions_leaves_one() {
 
 #[test]
 fn it_says_what_the_records_say() {
-    let place = Place::in_memory();
-    let store = store_of(&place, MANY);
+    let (place, store) = many();
     let (planned, listed) = (verdicts(&plan(&store, 10)), place.done(&["list", "--json"]).out);
-    store.gc(&everything(), &mut ()).unwrap();
+    collect_nothing(&store);
     assert_eq!(store.overviews().unwrap().len(), MANY);
     assert_eq!(verdicts(&plan(&store, 10)), planned);
     assert_eq!(place.done(&["list", "--json"]).out, listed);
@@ -119,10 +125,9 @@ fn it_says_what_the_records_say() {
 
 #[test]
 fn a_damaged_one_is_not_used() {
-    let place = Place::in_memory();
-    let store = store_of(&place, MANY);
+    let (_place, store) = many();
     let planned = verdicts(&plan(&store, 10));
-    store.gc(&everything(), &mut ()).unwrap();
+    collect_nothing(&store);
     let path = store.layout().catalog();
     let good = fs::read(&path).unwrap();
     let flipped = [&good[..5000], &[good[5000] ^ 1], &good[5001..]].concat();
@@ -135,27 +140,40 @@ fn a_damaged_one_is_not_used() {
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
     assert_eq!(verdicts(&plan(&store, 10)), planned);
-    store.gc(&everything(), &mut ()).unwrap();
+    collect_nothing(&store);
     fs::remove_dir(&path).unwrap();
-    store.gc(&everything(), &mut ()).unwrap();
+    collect_nothing(&store);
     assert_eq!(store.overviews().unwrap().len(), MANY, "it is written again");
 }
 
 #[test]
 fn what_was_changed_since_is_read() {
-    let place = Place::in_memory();
-    let store = store_of(&place, MANY);
-    store.gc(&everything(), &mut ()).unwrap();
+    let (place, store) = with_catalog();
     date(&store.layout().revision_json(&web(), &id("r0200")), &place.join("new"));
     // Another one that gets the name of one that went, and perhaps its inode.
     let (model, went) = (store.layout().revision(&web(), &id("r0001")), store.layout().revision(&web(), &id("r0002")));
-    let record: Value = serde_json::from_slice(&fs::read(model.join("revision.json")).unwrap()).unwrap();
+    let record = read_json(model.join("revision.json"));
     fs::remove_dir_all(&went).unwrap();
     make(&store, &model, &record, "r0002", "2026-02-03T00:00:00Z");
 
     assert_eq!(store.overviews().unwrap().len(), MANY - 2);
     let kept = kept(&plan(&store, 3));
     assert!(kept.contains(&"r0200".to_owned()) && kept.contains(&"r0002".to_owned()), "{kept:?}");
+}
+
+#[test]
+fn what_is_marked_as_damaged_or_was_built_again_is_not_offered() {
+    let (_place, store) = with_catalog();
+    let mark = store.layout().damage_mark(&web(), &id("r0007"));
+    fs::create_dir(mark.parent().unwrap()).unwrap();
+    fs::write(&mark, "{}").unwrap();
+    assert_eq!(store.overviews().unwrap().len(), MANY - 1, "all but the damaged one");
+
+    let revision = build(&store, "web", &inputs("b"), "one");
+    assert_eq!(revision.record().also_made_from.len(), 1, "a build that gives the same revision changes its record");
+    let (id, overviews) = (revision.id().clone(), store.overviews().unwrap());
+    assert_eq!(overviews.len(), MANY - 2);
+    assert!(!overviews.contains_key(&(web(), id)));
 }
 
 fn kept(plan: &GcPlan) -> Vec<String> {
@@ -165,24 +183,9 @@ fn kept(plan: &GcPlan) -> Vec<String> {
 
 /// Gives a record another time, as the store itself changes a record: a new file takes the name.
 fn date(path: &Utf8Path, staged: &Utf8Path) {
-    let mut record: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-    record["published_at"] = "2026-02-02T00:00:00Z".into();
-    fs::write(staged, record.to_string()).unwrap();
+    fs::copy(path, staged).unwrap();
+    edit_json(staged, |record| record["published_at"] = "2026-02-02T00:00:00Z".into());
     fs::rename(staged, path).unwrap();
-}
-
-#[test]
-fn a_build_that_gives_the_same_revision_changes_its_line() {
-    let place = Place::in_memory();
-    let store = store_of(&place, MANY);
-    store.gc(&everything(), &mut ()).unwrap();
-    let draft = draft(&store, "web", &inputs("b"));
-    image(draft.path(), "one");
-    let revision = draft.seal().unwrap().publish().unwrap();
-    assert_eq!(revision.record().also_made_from.len(), 1);
-    let (id, overviews) = (revision.id().clone(), store.overviews().unwrap());
-    assert_eq!(overviews.len(), MANY - 1);
-    assert!(!overviews.contains_key(&(web(), id)));
 }
 
 /// Does something at the first step of a kind.
@@ -231,7 +234,7 @@ fn what_changes_while_one_is_written_is_not_in_it() {
             date(&record, &staged);
             OpVerdict::Proceed
         });
-        store.gc(&everything(), &mut ()).unwrap();
+        collect_nothing(&store);
         assert!(!place.join("new").exists() && store.layout().catalog().exists(), "{number}");
         assert_eq!(store.overviews().unwrap().len(), MANY - 1, "{number}");
         assert_eq!(kept(&plan(&store, 2))[1], "r0200", "{number}: it is the newest but for one");
@@ -249,7 +252,7 @@ fn a_collection_does_without_one_that_cannot_be_written() {
     store_of(&place, MANY);
     for step in steps {
         let store = at(&place, step, || OpVerdict::Fail(std::io::ErrorKind::StorageFull.into()));
-        store.gc(&everything(), &mut ()).unwrap();
+        collect_nothing(&store);
         assert!(!store.layout().catalog().exists());
         assert_clean(store.layout());
     }
@@ -257,17 +260,16 @@ fn a_collection_does_without_one_that_cannot_be_written() {
 
 #[test]
 fn one_that_says_nearly_all_is_not_written_again() {
-    let place = Place::in_memory();
-    let store = store_of(&place, MANY);
+    let (_place, store) = many();
     let written = || {
-        store.gc(&everything(), &mut ()).unwrap();
+        collect_nothing(&store);
         inode(store.layout().catalog())
     };
     let first = written();
     let model = store.layout().revision(&web(), &id("r0001"));
-    let record: Value = serde_json::from_slice(&fs::read(model.join("revision.json")).unwrap()).unwrap();
-    // Of so many, five are many.
-    for number in 0..5 {
+    let record = read_json(model.join("revision.json"));
+    // Of a thousand, sixteen are many.
+    for number in 0..16 {
         assert_eq!(written(), first, "after {number} more");
         make(&store, &model, &record, &format!("s{number:02}"), "2026-02-01T00:00:00Z");
     }
@@ -278,9 +280,7 @@ fn one_that_says_nearly_all_is_not_written_again() {
 
 #[test]
 fn a_damaged_one_is_a_note_and_a_repair_puts_it_out_of_the_way() {
-    let place = Place::in_memory();
-    let store = store_of(&place, MANY);
-    store.gc(&everything(), &mut ()).unwrap();
+    let (_place, store) = with_catalog();
     let path = store.layout().catalog();
     let good = fs::read(&path).unwrap();
     let noted = || {
@@ -302,10 +302,8 @@ fn a_damaged_one_is_a_note_and_a_repair_puts_it_out_of_the_way() {
 
 #[test]
 fn whatever_it_says_what_is_kept_is_what_the_records_say() {
-    let place = Place::in_memory();
-    let store = store_of(&place, MANY);
-    store.gc(&everything(), &mut ()).unwrap();
-    let revision = "r0314";
+    let (_place, store) = with_catalog();
+    let revision = "r0999";
     lie(&store, revision, "2020-01-01T00:00:00Z");
     let (plan, report) = store.gc(&keep(10), &mut ()).unwrap();
     assert!(plan.going().any(|planned| planned.revision.as_str() == revision), "the plan follows the lie");
@@ -317,9 +315,7 @@ fn whatever_it_says_what_is_kept_is_what_the_records_say() {
 
 #[test]
 fn nothing_goes_because_others_are_said_to_be_newer() {
-    let place = Place::in_memory();
-    let store = store_of(&place, MANY);
-    store.gc(&everything(), &mut ()).unwrap();
+    let (place, store) = with_catalog();
     let truth = verdicts(&plan(&store, 10));
     lie(&store, "r0001", "2030-01-01T00:00:00Z");
     let saved = place.join("plan.json");
@@ -340,27 +336,20 @@ fn nothing_goes_because_others_are_said_to_be_newer() {
 
 #[test]
 fn what_is_not_the_stores_to_take_stays() {
-    let place = Place::in_memory();
-    let store = store_of(&place, MANY);
-    store.gc(&everything(), &mut ()).unwrap();
+    let (_place, store) = with_catalog();
     // In place, as nobody should: the directory does not show it.
-    let change = |revision: &str, change: fn(&mut serde_json::Map<String, Value>)| {
-        let path = store.layout().revision_json(&web(), &id(revision));
-        let mut record = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        change(&mut record);
-        fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
-    };
-    change("r0100", |record| drop(record.remove("contents")));
-    change("r0101", |record| {
-        let at = record.remove("published_at").unwrap();
-        record.insert("adopted_at".into(), at);
+    let record_of = |revision: &str| store.layout().revision_json(&web(), &id(revision));
+    edit_json(record_of("r0100"), |record| drop(record.as_object_mut().unwrap().remove("contents")));
+    edit_json(record_of("r0101"), |record| {
+        let at = record.as_object_mut().unwrap().remove("published_at").unwrap();
+        record["adopted_at"] = at;
     });
     assert_eq!(store.overviews().unwrap().len(), MANY, "the catalog is believed");
     let (plan, report) = store.gc(&keep(10), &mut ()).unwrap();
     for revision in ["r0100", "r0101"] {
         assert!(plan.going().any(|planned| planned.revision.as_str() == revision));
         assert_eq!(why(&report, revision), Some(SkipReason::Replaced));
-        assert!(store.layout().revision_json(&web(), &id(revision)).exists());
+        assert!(record_of(revision).exists());
     }
     assert_eq!(report.removed.len(), MANY - 12);
 }
@@ -386,15 +375,4 @@ fn write(path: &Utf8Path, body: &str) {
 /// Why a revision was skipped.
 fn why(report: &GcReport, revision: &str) -> Option<SkipReason> {
     report.skipped.iter().find(|skipped| skipped.revision.as_str() == revision).map(|skipped| skipped.why.clone())
-}
-
-#[test]
-fn what_is_marked_as_damaged_is_not_offered() {
-    let place = Place::in_memory();
-    let store = store_of(&place, MANY);
-    store.gc(&everything(), &mut ()).unwrap();
-    let mark = store.layout().damage_mark(&web(), &id("r0007"));
-    fs::create_dir(mark.parent().unwrap()).unwrap();
-    fs::write(&mark, "{}").unwrap();
-    assert_eq!(store.overviews().unwrap().len(), MANY - 1);
 }

@@ -9,12 +9,11 @@ mod program;
 mod steps;
 
 use std::fs;
-use std::io;
 
-use camino::Utf8Path;
 use template_store::{Build, Durability, Expect, Known, Outcome, Resources, SnapshotFiles, SnapshotOptions};
 
-use steps::{Counts, World, fill, id, inputs, publish, reuse, say};
+use crate::support::{id, inode, inputs};
+use steps::{Counts, World, fill, publish, reuse, say};
 
 /// Waits for the disk of a publication of three files into a template that exists: the first test says what for.
 const PUBLISH_SYNCS: usize = 9;
@@ -133,7 +132,7 @@ fn the_same_contents_again_add_nothing() {
 }
 
 #[test]
-fn a_lookup_changes_nothing() {
+fn a_lookup_and_a_reuse_of_what_is_current_change_nothing_and_wait_for_nothing() {
     let world = World::with_template("web");
     let published = publish(&world.store, "web", "lock", Known::Reuse, 1).0.id().clone();
     let (hit, counts) = world.count(|store| store.lookup(None, &inputs("lock")).unwrap());
@@ -141,12 +140,6 @@ fn a_lookup_changes_nothing() {
     let (miss, counts) = world.count(|store| store.lookup(None, &inputs("other")).unwrap());
     assert!(miss.is_none());
     assert_eq!(counts, Counts::nothing());
-}
-
-#[test]
-fn a_reuse_of_what_is_current_changes_nothing_and_waits_for_nothing() {
-    let world = World::with_template("web");
-    let published = publish(&world.store, "web", "lock", Known::Reuse, 1).0.id().clone();
     let (reused, counts) = world.count(|store| reuse(store, "web", "lock"));
     assert_eq!((reused.id(), counts), (&published, Counts::nothing()));
 }
@@ -223,11 +216,7 @@ fn an_activation_reads_as_little_of_a_long_history_as_of_a_short_one() {
     let world = World::with_template("web");
     let (first, _) = publish(&world.store, "web", "lock", Known::Reuse, 1);
     let (second, _) = publish(&world.store, "web", "other", Known::Reuse, 2);
-    let activate = |revision| {
-        let before = bytes_read();
-        world.store.activate(&id("web"), revision, Expect::Any).unwrap();
-        bytes_read() - before
-    };
+    let activate = |revision| bytes_read(|| world.store.activate(&id("web"), revision, Expect::Any).unwrap()).1;
     let short = activate(first.id());
     let path = world.store.layout().activations(&id("web"));
     let lines = fs::read(&path).unwrap();
@@ -240,10 +229,16 @@ fn an_activation_reads_as_little_of_a_long_history_as_of_a_short_one() {
     assert_eq!(world.store.history(&id("web")).unwrap().len(), 30_001);
 }
 
-/// What this thread has read by now (proc(5), `/proc/[pid]/io`); 0 where the kernel does not count it.
-fn bytes_read() -> u64 {
-    let counts = fs::read_to_string("/proc/thread-self/io").unwrap_or_default();
-    counts.lines().find_map(|line| line.strip_prefix("rchar: ")).map_or(0, |count| count.parse().unwrap())
+/// What this thread reads for something, from the cache or not (proc(5), `/proc/[pid]/io`); 0 where the kernel does not
+/// count it.
+fn bytes_read<T>(work: impl FnOnce() -> T) -> (T, u64) {
+    let by_now = || {
+        let counts = fs::read_to_string("/proc/thread-self/io").unwrap_or_default();
+        counts.lines().find_map(|line| line.strip_prefix("rchar: ")).map_or(0, |count| count.parse().unwrap())
+    };
+    let before: u64 = by_now();
+    let done = work();
+    (done, by_now() - before)
 }
 
 #[test]
@@ -356,23 +351,11 @@ fn a_reuse_into_another_template_reads_no_data_of_large_artifacts() {
     let Build::Draft(draft) = world.store.build(&id("web"), &inputs("lock")).unwrap() else { unreachable!() };
     fill(draft.path(), 1, 8 << 20);
     let source = draft.seal().unwrap().publish().unwrap();
-    let Ok(before) = read_by_this_thread() else {
-        return say("reads were not counted: this kernel has no /proc/thread-self/io");
-    };
-    let reused = reuse(&world.store, "api", "lock");
-    let read = read_by_this_thread().unwrap() - before;
+    let (reused, read) = bytes_read(|| reuse(&world.store, "api", "lock"));
+    assert_eq!(inode(source.rootfs()), inode(reused.rootfs()));
+    assert_eq!(inode(source.kernel()), inode(reused.kernel()));
+    if read == 0 {
+        return say("bytes that are read were not counted: this kernel does not tell");
+    }
     assert!(read < LARGE as u64, "{read} bytes were read");
-    assert!(same_inode(&source.rootfs(), &reused.rootfs()) && same_inode(&source.kernel(), &reused.kernel()));
-}
-
-/// Bytes that this thread has asked the kernel for, from the cache or not.
-fn read_by_this_thread() -> io::Result<u64> {
-    let counters = fs::read_to_string("/proc/thread-self/io")?;
-    let read = counters.lines().find_map(|line| line.strip_prefix("rchar: ")).and_then(|text| text.parse().ok());
-    read.ok_or_else(|| io::Error::other("no rchar"))
-}
-
-fn same_inode(a: &Utf8Path, b: &Utf8Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    fs::metadata(a).unwrap().ino() == fs::metadata(b).unwrap().ino()
 }

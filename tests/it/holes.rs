@@ -1,15 +1,14 @@
 //! Zeros take no blocks, however an image comes in; its bytes and its digest are those that it had.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use template_store::{Digest, Import, ImportOptions, Revision};
 
 use crate::adopt::{adopt, mvm_revision, mvm_template};
 use crate::interning::by_nobody;
 use crate::publish::import;
-use crate::support::{Place, Ran, assert_right, bytes, draft, id, image, inode, inputs, until_closed};
+use crate::support::{Place, Ran, assert_right, bytes, draft, id, image, inode, inputs, on_disk, until_closed};
 
 /// Of an image whose root file system is dense, and mostly zeros.
 const SIZE: usize = 16 << 20;
@@ -24,25 +23,29 @@ fn mostly_zeros() -> Vec<u8> {
     image
 }
 
-fn dense(dir: &Utf8Path) {
+/// Makes a directory with the image; the path of its root file system.
+fn dense(dir: &Utf8Path) -> Utf8PathBuf {
+    fs::create_dir_all(dir).unwrap();
     image(dir, "dense");
     let path = dir.join("rootfs.ext4");
     fs::write(&path, mostly_zeros()).unwrap();
     File::open(&path).unwrap().sync_all().unwrap();
-    until_closed(path);
-}
-
-fn on_disk(path: impl AsRef<Utf8Path>) -> u64 {
-    fs::metadata(path.as_ref()).unwrap().blocks() * 512
+    until_closed(&path);
+    path
 }
 
 #[track_caller]
 fn assert_has_holes(revision: &Revision) {
-    assert_right(revision);
-    let rootfs = revision.rootfs();
+    assert_holes_take_nothing(revision);
     let listed = revision.contents().iter().find(|content| content.path.as_str() == "rootfs.ext4").unwrap();
     assert_eq!(listed.blake3, Digest::of(&mostly_zeros()), "the bytes are those of the builder");
-    assert!(on_disk(&rootfs) <= SIZE as u64 - LEAST_SAVED, "{} bytes are on the disk", on_disk(&rootfs));
+}
+
+#[track_caller]
+fn assert_holes_take_nothing(revision: &Revision) {
+    assert_right(revision);
+    let on_disk = on_disk(revision.rootfs());
+    assert!(on_disk <= SIZE as u64 - LEAST_SAVED, "{on_disk} bytes are on the disk");
 }
 
 #[test]
@@ -50,8 +53,7 @@ fn what_a_builder_left_dense_has_holes_when_it_is_published() {
     let place = Place::new();
     let store = place.store();
     let built = draft(&store, "web", &inputs("lock"));
-    dense(built.path());
-    let before = inode(built.path().join("rootfs.ext4"));
+    let before = inode(dense(built.path()));
     let revision = built.seal().unwrap().publish().unwrap();
     assert_has_holes(&revision);
     assert_eq!(inode(revision.rootfs()), before, "the builder's file was kept");
@@ -62,11 +64,10 @@ fn a_copy_has_holes_and_its_source_stays_as_it_is() {
     let place = Place::new();
     let store = place.store();
     let files = place.join("files");
-    fs::create_dir(&files).unwrap();
-    dense(&files);
-    let before = on_disk(files.join("rootfs.ext4"));
+    let source = dense(&files);
+    let before = on_disk(&source);
     assert_has_holes(&import(&store, "web", &files, &ImportOptions::default()).unwrap().revision);
-    assert_eq!(on_disk(files.join("rootfs.ext4")), before);
+    assert_eq!(on_disk(source), before);
 }
 
 #[test]
@@ -74,9 +75,7 @@ fn what_is_moved_in_has_holes() {
     let place = Place::new();
     let store = place.store();
     let files = place.join("files");
-    fs::create_dir(&files).unwrap();
-    dense(&files);
-    let before = inode(files.join("rootfs.ext4"));
+    let before = inode(dense(&files));
     let revision = import(&store, "web", &files, &ImportOptions::default().how(Import::Move)).unwrap().revision;
     assert_has_holes(&revision);
     assert_eq!(inode(revision.rootfs()), before);
@@ -105,19 +104,13 @@ fn what_is_adopted_has_holes_unless_somebody_has_it_open() {
 #[test]
 fn holes_are_made_by_whoever_builds() {
     let place = Place::new();
-    let lock = place.lock("a");
     let script =
         r#"head -c 16777216 /dev/zero >"$OUT/rootfs.ext4"; echo kernel >"$OUT/vmlinux"; echo {} >"$OUT/fc-base.json""#;
-    let words = ["build", "web", "--flake-lock", lock.as_str(), "--role", "worker", "--", "sh", "-c", script];
+    let words = place.build_words("web", "a", &[], script);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let Some(mut build) = by_nobody(&place, &words) else { return };
     Ran::of(build.output().unwrap()).with_code(0);
-    let revision = place.store().current(&id("web")).unwrap();
-    assert_right(&revision);
-    assert!(
-        on_disk(revision.rootfs()) <= SIZE as u64 - LEAST_SAVED,
-        "{} bytes are on the disk",
-        on_disk(revision.rootfs())
-    );
+    assert_holes_take_nothing(&place.store().current(&id("web")).unwrap());
 }
 
 #[test]
@@ -125,9 +118,8 @@ fn a_file_with_another_name_is_copied_with_holes_and_stays_as_it_is() {
     let place = Place::new();
     let store = place.store();
     let built = draft(&store, "web", &inputs("lock"));
-    dense(built.path());
     let other = place.join("other");
-    fs::hard_link(built.path().join("rootfs.ext4"), &other).unwrap();
+    fs::hard_link(dense(built.path()), &other).unwrap();
     let before = on_disk(&other);
     assert_has_holes(&built.seal().unwrap().publish().unwrap());
     assert_eq!(on_disk(&other), before);

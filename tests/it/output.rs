@@ -7,7 +7,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use template_store::{Digest, RevisionId};
 
-use crate::support::{Place, Ran, assert_clean, assert_right, bytes, id, listing, script};
+use crate::support::{Place, Ran, assert_clean, assert_right, bytes, edit_json, id, listing, script};
 
 /// A store with the revisions `a` and `b` of `web`; `b` is current.
 fn two() -> (Place, [RevisionId; 2]) {
@@ -28,17 +28,13 @@ fn every_command_prints_one_json_document() {
 
     assert_eq!(json(&["init"])["store"], place.root().as_str());
     let created = json(&["create", "db", "--role", "worker", "--vcpus", "3", "--mem", "256", "--data-disk", "9"]);
-    assert_eq!(
-        (&created["template_id"], &created["vcpus"], &created["mem_mib"]),
-        (&json!("db"), &json!(3), &json!(256))
-    );
-    fs::write(
-        place.join("config.toml"),
-        "template_id = \"app\"\nflake_ref = \".\"\n[[variants]]\nrole = \"api\"\nvcpus = 1\nmem_mib = 64\n",
-    )
-    .unwrap();
-    assert_eq!(json(&["apply", "config.toml"]), json!([{"template": "app-api", "result": "created"}]));
-    assert_eq!(json(&["apply", "config.toml"]), json!([{"template": "app-api", "result": "unchanged"}]));
+    assert_eq!((&created["template_id"], &created["vcpus"]), (&json!("db"), &json!(3)));
+    assert_eq!(created["mem_mib"], 256);
+    let config = "template_id = \"app\"\nflake_ref = \".\"\n[[variants]]\nrole = \"api\"\nvcpus = 1\nmem_mib = 64\n";
+    fs::write(place.join("config.toml"), config).unwrap();
+    for result in ["created", "unchanged"] {
+        assert_eq!(json(&["apply", "config.toml"]), json!([{ "template": "app-api", "result": result }]));
+    }
 
     let lock = place.lock("b");
     let inputs = ["--flake-lock", lock.as_str(), "--role", "worker"];
@@ -47,8 +43,9 @@ fn every_command_prints_one_json_document() {
     let found = json(&[&["lookup"], &inputs[..]].concat());
     assert_eq!((&found["found"], &found["path"]), (&json!(true), &json!(revision_dir.join(b.as_str()))));
     let files = place.image("files", "c");
-    assert_eq!(json(&["publish", "web", files.as_str(), "--no-activate"])["result"], "published");
-    assert_eq!(json(&["publish", "web", files.as_str(), "--no-activate"])["result"], "unchanged");
+    for result in ["published", "unchanged"] {
+        assert_eq!(json(&["publish", "web", files.as_str(), "--no-activate"])["result"], result);
+    }
 
     let list = json(&["list"]);
     let ids: Vec<_> = list.as_array().unwrap().iter().map(|template| template["template"].as_str().unwrap()).collect();
@@ -56,7 +53,8 @@ fn every_command_prints_one_json_document() {
     assert_eq!((&list[2]["current"], list[2]["revisions"].as_array().unwrap().len()), (&json!(b), 3));
     assert_eq!(json(&["show", "web"])["current"], json!(b));
     let shown = json(&["show", &format!("web@{a}")]);
-    assert_eq!(shown["record"]["contents"][2]["blake3"], digest_of(&place, &a, "vmlinux"));
+    let kernel = fs::read(revision_dir.join(a.as_str()).join("vmlinux")).unwrap();
+    assert_eq!(shown["record"]["contents"][2]["blake3"], json!(Digest::of(&kernel)));
     assert_eq!(json(&["path", "web", "vmlinux"])["path"], revision_dir.join(b.as_str()).join("vmlinux").as_str());
 
     assert_eq!(json(&["rollback", "web"])["revision"], json!(a));
@@ -67,11 +65,6 @@ fn every_command_prints_one_json_document() {
     let target = format!("web@{a}");
     assert_eq!(json(&["rm", &target])["removed"], target);
     assert_eq!(json(&["rm", "db"])["removed"], "db");
-}
-
-fn digest_of(place: &Place, revision: &RevisionId, name: &str) -> Value {
-    let path = place.root().join("templates/web/artifacts").join(revision.as_str()).join(name);
-    json!(Digest::of(&fs::read(path).unwrap()))
 }
 
 #[test]
@@ -92,19 +85,14 @@ fn every_refusal_is_one_json_document_too() {
         let text = document["error"].as_str().expect("it says what is wrong");
         assert!(ran.err.contains(text), "people see it on stderr as well: {ran:?}");
     }
+    for words in [&["show", "../../etc"][..], &["no-such-command"], &["rm"]] {
+        let document = place.run(&[&["--json"], words].concat()).with_code(2).json();
+        assert_eq!(document["exit_code"], 2, "a call that is not understood: {words:?}: {document}");
+    }
     let missed = place.run(&["--json", "lookup", "--flake-lock", place.lock("x").as_str(), "--role", "worker"]);
     assert_eq!(missed.with_code(3).json()["found"], false);
     let failed = place.build("web", "x", &["--json"], "exit 7").with_code(1).json();
     assert!(failed["error"].as_str().unwrap().contains("code 7"), "{failed}");
-}
-
-#[test]
-fn a_call_that_is_not_understood_is_one_json_document_too() {
-    let place = Place::new();
-    for words in [&["--json", "show", "../../etc"][..], &["--json", "no-such-command"], &["--json", "rm"]] {
-        let document = place.run(words).with_code(2).json();
-        assert_eq!(document["exit_code"], 2, "{words:?}: {document}");
-    }
 }
 
 #[test]
@@ -156,10 +144,8 @@ fn force_says_which_files_differ_and_where() {
     let text = place.run(&["show", "web"]).with_code(0).out;
     assert!(text.contains("r1") && text.contains(second), "both stay: {text}");
     let same = build("TWO", &["--force"]).with_code(0).json();
-    assert_eq!(
-        (&same["result"], &same["revision"], &same["differs_from"]),
-        (&json!("unchanged"), &json!(second), &json!(null))
-    );
+    assert_eq!((&same["result"], &same["revision"]), (&json!("unchanged"), &json!(second)));
+    assert_eq!(same["differs_from"], Value::Null);
 }
 
 #[test]
@@ -267,13 +253,21 @@ fn completions_are_there_for_each_shell() {
 /// What somebody wrote who wants to be taken for the program, or to speak to the terminal.
 const FORGED: &str = "x\u{1b}[2J\u{9b}1m\u{7f}\r\nforged: all is well";
 
+/// What it says has this word and is harmless.
 #[track_caller]
-fn says_it_harmlessly(ran: &Ran, word: &str) {
+fn is_harmless(ran: &Ran, word: &str) -> String {
     let all = format!("{}{}", ran.out, ran.err);
     let speaks = |c: char| c.is_control() && c != '\n';
-    assert!(!all.contains(speaks), "{all:?}");
-    assert!(all.contains(word) && all.contains("\\u{1b}[2J"), "{all:?}");
+    assert!(!all.contains(speaks) && all.contains(word), "{all:?}");
     assert!(!all.lines().any(|line| line.trim_start().starts_with("forged")), "{all:?}");
+    all
+}
+
+/// What it says has the forged text as well, made harmless.
+#[track_caller]
+fn says_it_harmlessly(ran: &Ran, word: &str) {
+    let all = is_harmless(ran, word);
+    assert!(all.contains("\\u{1b}[2J"), "{all:?}");
 }
 
 #[test]
@@ -295,18 +289,13 @@ fn what_others_wrote_speaks_neither_to_the_terminal_nor_for_the_program() {
     holder.wait().unwrap();
 
     let template = store.layout().template_json(&id("web"));
-    let mut spec: Value = serde_json::from_slice(&fs::read(&template).unwrap()).unwrap();
-    spec["flake_ref"] = FORGED.into();
-    fs::write(&template, spec.to_string()).unwrap();
+    edit_json(&template, |spec| spec["flake_ref"] = FORGED.into());
     says_it_harmlessly(&place.run(&["show", "web"]), "flake");
     fs::write(store.layout().revision(&id("web"), &a).join(FORGED), "").unwrap();
     says_it_harmlessly(&place.run(&["verify"]).with_code(4), "foreign");
     fs::write(&template, json!({ FORGED: 1 }).to_string()).unwrap();
     fs::write(store.layout().config(), format!("[gc]\n\"{}\" = 1", FORGED.escape_default())).unwrap();
-    let refused = place.run(&["gc"]);
-    let all = format!("{}{}", refused.out, refused.err);
-    assert!(!all.contains(|c: char| c.is_control() && c != '\n') && all.contains("config.toml"), "{all:?}");
-    assert!(!all.lines().any(|line| line.starts_with("forged")), "{all:?}");
+    is_harmless(&place.run(&["gc"]), "config.toml");
 }
 
 /// The names of all fields at the top of a document, or of those in its list.

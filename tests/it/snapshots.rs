@@ -8,18 +8,21 @@ mod program;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use camino::{Utf8Path, Utf8PathBuf};
-use serde_json::Value;
+use camino::Utf8PathBuf;
+use serde_json::{Value, json};
+use template_store::gc::{Bound, Policy};
 use template_store::observe::{Observer, Op, Verdict};
 use template_store::{
-    Digest, ErrorKind, Removal, Result, Revision, Snapshot, SnapshotFiles, SnapshotOptions, SnapshotRecord, Store,
-    StoreOptions, TemplateKind, TemplateRevision,
+    BuildOptions, Digest, ErrorKind, Removal, Resources, Result, Revision, Snapshot, SnapshotFiles, SnapshotOptions,
+    SnapshotRecord, Store, StoreOptions, TemplateKind, TemplateRevision, Usage,
 };
 
+use crate::adopt::{adopt, mvm_revision, mvm_template};
 use crate::support::{
-    Place, assert_clean, assert_error, assert_right, bytes, id, image, inode, inputs, names, when_free,
+    Place, assert_clean, assert_error, assert_right, bytes, draft_with, edit_json, id, image, inode, inputs, listing,
+    meanwhile, names, on_disk, read_json, until, when_free,
 };
 
 /// MiB of memory of every VM here.
@@ -46,12 +49,9 @@ impl Paused {
 
     fn at(place: Place, config: &str) -> Paused {
         let store = place.store();
-        let options = template_store::BuildOptions::default().resources(template_store::Resources {
-            vcpus: 2,
-            mem_mib: MEM_MIB,
-            data_disk_mib: 0,
-        });
-        let draft = crate::support::draft_with(&store, "web", &inputs("lock"), &options);
+        let machine = Resources { vcpus: 2, mem_mib: MEM_MIB, data_disk_mib: 0 };
+        let options = BuildOptions::default().resources(machine);
+        let draft = draft_with(&store, "web", &inputs("lock"), &options);
         image(draft.path(), "web");
         fs::write(draft.path().join("fc-base.json"), config).unwrap();
         draft.seal().unwrap().publish().unwrap();
@@ -92,13 +92,36 @@ impl Paused {
     }
 
     pub fn attach(&self) -> Snapshot {
-        self.revision().attach_snapshot(&self.files(), &SnapshotOptions::default(), &mut ()).unwrap()
+        self.attach_files(&self.files()).unwrap()
     }
 
+    pub fn attach_files(&self, files: &SnapshotFiles) -> Result<Snapshot> {
+        self.revision().attach_snapshot(files, &SnapshotOptions::default(), &mut ())
+    }
+
+    /// Attaches a snapshot of a VM that has not written to its disk.
+    pub fn attach_with_the_disk_of_the_template(&self) -> Snapshot {
+        fs::copy(self.revision().rootfs(), self.vm().join("rootfs.ext4")).unwrap();
+        self.attach()
+    }
+
+    #[track_caller]
     pub fn refused(&self, files: &SnapshotFiles, options: &SnapshotOptions, words: &[&str]) {
         let result = self.revision().attach_snapshot(files, options, &mut ());
         assert_error(result, ErrorKind::Refused, words);
         assert_clean(self.store.layout());
+    }
+
+    /// Publishes another image, which is current then.
+    fn publish_next(&self) -> Utf8PathBuf {
+        let files = self.place.image("files", "next");
+        self.store.publish_dir(&id("web"), &files).unwrap();
+        files
+    }
+
+    /// A store of the same place, whose steps somebody watches.
+    fn watched_by(&self, observer: Arc<dyn Observer>) -> Store {
+        Store::open_with(self.place.root(), &StoreOptions::default().observer(observer)).unwrap()
     }
 
     /// The snapshot holds what the VM had when it was paused.
@@ -133,10 +156,6 @@ pub fn assert_sealed(snapshot: &Snapshot) {
     assert_eq!(found, listed.len() + 1, "nothing else is in {}", snapshot.path());
 }
 
-fn on_disk(path: impl AsRef<Utf8Path>) -> u64 {
-    fs::metadata(path.as_ref()).unwrap().blocks() * 512
-}
-
 #[test]
 fn a_snapshot_holds_what_the_vm_had_and_takes_the_pages_that_are_not_zero() {
     let paused = Paused::new();
@@ -158,28 +177,18 @@ fn a_snapshot_holds_what_the_vm_had_and_takes_the_pages_that_are_not_zero() {
 }
 
 #[test]
-fn mvm_finds_the_files_and_the_field() {
+fn revision_json_gets_the_field_that_mvm_reads_and_keeps_all_else() {
     let paused = Paused::new();
-    let snapshot = paused.attach();
     let dir = paused.revision().path();
-    let record: TemplateRevision = serde_json::from_slice(&fs::read(dir.join("revision.json")).unwrap()).unwrap();
+    let path = dir.join("revision.json");
+    edit_json(&path, |record| record["of_a_newer_program"] = 7.into());
+    let (before, snapshot, mut after) = (read_json(&path), paused.attach(), read_json(&path));
+    let record: TemplateRevision = serde_json::from_value(after.clone()).unwrap();
     let field = record.snapshot.expect("it names the snapshot");
     assert_eq!((field.vcpus, field.mem_mib, field.boot_args.as_str()), (2, MEM_MIB, "quiet"));
     assert_eq!(field.mem_size_bytes, fs::metadata(dir.join("snapshot/mem.bin")).unwrap().len());
     assert_eq!(field.vmstate_size_bytes, fs::metadata(dir.join("snapshot/vmstate.bin")).unwrap().len());
     assert_eq!(field.created_at, snapshot.record().info.created_at);
-}
-
-#[test]
-fn what_else_revision_json_says_stays() {
-    let paused = Paused::new();
-    let path = paused.revision().path().join("revision.json");
-    let mut before: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    before["of_a_newer_program"] = 7.into();
-    fs::write(&path, before.to_string()).unwrap();
-    paused.attach();
-    let mut after: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    assert!(after["snapshot"].is_object());
     after["snapshot"] = Value::Null;
     assert_eq!(after, before);
 }
@@ -198,7 +207,7 @@ fn a_snapshot_without_a_disk_that_the_vm_writes_to_is_refused() {
     paused.refused(&paused.memory_and_state(), &options, &["writable drive scratch"]);
     fs::write(paused.vm().join("scratch"), "disk").unwrap();
     let files = paused.memory_and_state().drive(id("scratch"), paused.vm().join("scratch"));
-    let snapshot = paused.revision().attach_snapshot(&files, &options, &mut ()).unwrap();
+    let snapshot = paused.attach_files(&files).unwrap();
     assert_eq!(names(snapshot.path().join("drives")), ["scratch"], "the root drive is read-only");
 }
 
@@ -208,8 +217,7 @@ fn a_data_disk_is_a_drive_as_well() {
     let mut spec = paused.store.template(&id("web")).unwrap();
     spec.data_disk_mib = 1;
     paused.store.apply(&spec).unwrap();
-    let files = paused.place.image("files", "with a data disk");
-    paused.store.publish_dir(&id("web"), &files).unwrap();
+    paused.publish_next();
     paused.pause("second");
     paused.refused(&paused.files(), &SnapshotOptions::default(), &["writable drive data"]);
 }
@@ -233,11 +241,10 @@ fn what_can_not_be_a_file_of_a_snapshot_is_refused() {
     let twice = paused.files().drive(id("rootfs"), paused.vm().join("mem"));
     paused.refused(&twice, &options, &["drive rootfs", "another file"]);
     paused.refused(&paused.files(), &options.clone().drive_path(id("usr"), "/x"), &["drive usr", "not given"]);
-    let attach = |files: &SnapshotFiles| paused.revision().attach_snapshot(files, &options, &mut ());
-    let missing = paused.memory_and_state().drive(id("rootfs"), paused.vm().join("none"));
-    assert_error(attach(&missing), ErrorKind::Failed, &["none"]);
-    let directory = paused.memory_and_state().drive(id("rootfs"), paused.vm());
-    assert_error(attach(&directory), ErrorKind::Failed, &["not a regular file"]);
+    for (path, words) in [(paused.vm().join("none"), "none"), (paused.vm(), "not a regular file")] {
+        let files = paused.memory_and_state().drive(id("rootfs"), path);
+        assert_error(paused.attach_files(&files), ErrorKind::Failed, &[words]);
+    }
     assert_clean(paused.store.layout());
     assert!(paused.revision().snapshot().unwrap().is_none());
 }
@@ -261,7 +268,7 @@ impl Observer for Writing {
 fn a_vm_that_goes_on_while_its_files_are_copied_has_no_snapshot() {
     let paused = Paused::new();
     let writing = Arc::new(Writing(paused.vm().join("rootfs.ext4"), AtomicBool::new(false)));
-    let store = Store::open_with(paused.place.root(), &StoreOptions::default().observer(writing)).unwrap();
+    let store = paused.watched_by(writing);
     let revision = store.current(&id("web")).unwrap();
     let result = revision.attach_snapshot(&paused.files(), &SnapshotOptions::default(), &mut ());
     assert_error(result, ErrorKind::Refused, &["rootfs.ext4", "written to", "pause the VM"]);
@@ -272,10 +279,8 @@ fn a_vm_that_goes_on_while_its_files_are_copied_has_no_snapshot() {
 #[test]
 fn a_disk_that_nobody_wrote_to_is_a_link_to_the_artifact() {
     let paused = Paused::new();
-    let rootfs = paused.revision().rootfs();
-    fs::copy(&rootfs, paused.vm().join("rootfs.ext4")).unwrap();
-    let snapshot = paused.attach();
-    assert_eq!(inode(snapshot.drive(&id("rootfs")).unwrap()), inode(&rootfs));
+    let snapshot = paused.attach_with_the_disk_of_the_template();
+    assert_eq!(inode(snapshot.drive(&id("rootfs")).unwrap()), inode(paused.revision().rootfs()));
     assert_sealed(&snapshot);
 }
 
@@ -300,39 +305,30 @@ fn a_newer_snapshot_replaces_the_old_one_which_stays_for_who_has_it_open() {
 #[test]
 fn a_reader_finds_the_old_snapshot_or_the_new_one() {
     let paused = Paused::new();
-    let states: Vec<Digest> = ["first", "second"]
-        .map(|label| {
-            paused.pause(label);
-            Digest::of(&fs::read(paused.vm().join("vmstate")).unwrap())
-        })
-        .into();
+    let states = ["first", "second"].map(|label| {
+        paused.pause(label);
+        Digest::of(&fs::read(paused.vm().join("vmstate")).unwrap())
+    });
     paused.attach();
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let reader = scope.spawn(|| {
-            let mut seen = [0, 0];
-            let revision = paused.revision();
-            while !done.load(Ordering::Relaxed) {
-                let snapshot = revision.snapshot().unwrap().expect("there is always one");
-                let listed = snapshot.contents().iter().find(|content| content.path.as_str() == "vmstate.bin").unwrap();
-                let which = states.iter().position(|state| *state == listed.blake3).expect("the old or the new");
-                seen[which] += 1;
-                let read = fs::read(snapshot.vmstate());
-                // What was read is of this snapshot if it is still there.
-                if snapshot.is_there().unwrap() {
-                    assert_eq!(Digest::of(&read.unwrap()), listed.blake3);
-                }
-            }
-            seen
-        });
+    let (revision, mut seen) = (paused.revision(), [0, 0]);
+    let replace = || {
         for round in 0..10 {
             paused.pause(["first", "second"][round % 2]);
             paused.attach();
         }
-        done.store(true, Ordering::Relaxed);
-        let seen = reader.join().unwrap();
-        assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");
+    };
+    meanwhile(replace, || {
+        let snapshot = revision.snapshot().unwrap().expect("there is always one");
+        let listed = snapshot.contents().iter().find(|content| content.path.as_str() == "vmstate.bin").unwrap();
+        let which = states.iter().position(|state| *state == listed.blake3).expect("the old or the new");
+        seen[which] += 1;
+        let read = fs::read(snapshot.vmstate());
+        // What was read is of this snapshot if it is still there.
+        if snapshot.is_there().unwrap() {
+            assert_eq!(Digest::of(&read.unwrap()), listed.blake3);
+        }
     });
+    assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");
 }
 
 #[test]
@@ -341,8 +337,7 @@ fn the_snapshot_goes_with_its_revision() {
     let snapshot = paused.attach();
     let (dir, revision) = (snapshot.path().to_owned(), snapshot.revision().id().clone());
     drop(snapshot);
-    let files = paused.place.image("files", "next");
-    paused.store.publish_dir(&id("web"), &files).unwrap();
+    paused.publish_next();
     when_free(|| paused.store.remove(&id("web"), &revision, Removal::Unused)).unwrap();
     assert!(!dir.exists());
     assert_clean(paused.store.layout());
@@ -354,34 +349,32 @@ fn what_a_snapshot_takes_is_accounted() {
     let before = paused.store.usage().unwrap();
     let snapshot = paused.attach();
     let after = paused.store.usage().unwrap();
-    let own: u64 = [snapshot.path().to_owned(), snapshot.path().join("drives"), snapshot.path().join("snapshot.json")]
-        .iter()
-        .chain(&[snapshot.vmstate(), snapshot.mem(), snapshot.drive(&id("rootfs")).unwrap()])
-        .map(on_disk)
-        .sum();
-    let grown = |of: &dyn Fn(&template_store::Usage) -> u64| of(&after) - of(&before);
-    // `revision.json` may take a block more.
-    let near = |bytes: u64| (own..=own + 4096).contains(&bytes);
-    assert!(near(grown(&|usage| usage.on_disk)), "{own}: {before:?} {after:?}");
-    assert!(near(grown(&|usage| usage.templates[0].revisions[0].bytes.exclusive)), "{own}: {before:?} {after:?}");
-    assert!(near(grown(&|usage| usage.templates[0].revisions[0].bytes.freed_if_removed)));
+    let found = walkdir::WalkDir::new(snapshot.path()).into_iter().map(|entry| entry.unwrap().metadata().unwrap());
+    let own: u64 = found.map(|metadata| metadata.blocks() * 512).sum();
+    let numbers = |usage: &Usage| {
+        let bytes = &usage.templates[0].revisions[0].bytes;
+        [("on_disk", usage.on_disk), ("exclusive", bytes.exclusive), ("freed_if_removed", bytes.freed_if_removed)]
+    };
+    for ((name, before), (_, after)) in numbers(&before).into_iter().zip(numbers(&after)) {
+        let grown = after - before;
+        // `revision.json` may take a block more.
+        assert!((own..=own + 4096).contains(&grown), "{name} grew by {grown}, and the snapshot has {own}");
+    }
 }
 
 #[test]
 fn a_collection_gives_back_what_the_disk_shows() {
     let paused = Paused::new();
-    fs::copy(paused.revision().rootfs(), paused.vm().join("rootfs.ext4")).unwrap();
-    paused.attach();
-    let files = paused.place.image("files", "next");
-    paused.store.publish_dir(&id("web"), &files).unwrap();
+    paused.attach_with_the_disk_of_the_template();
+    let files = paused.publish_next();
     let before = paused.store.usage().unwrap();
-    let (plan, report) = crate::support::until("nobody uses it", || {
-        let (plan, report) = paused.store.gc(&template_store::gc::Policy::default().keep_last(1_u32), &mut ()).unwrap();
+    let (plan, report) = until("nobody uses it", || {
+        let (plan, report) = paused.store.gc(&Policy::default().keep_last(1_u32), &mut ()).unwrap();
         (!report.removed.is_empty()).then_some((plan, report))
     });
     assert_eq!((report.removed.len(), report.freed), (1, plan.frees));
     let after = paused.store.usage().unwrap();
-    if report.bound == template_store::gc::Bound::Exact {
+    if report.bound == Bound::Exact {
         assert_eq!(before.on_disk - after.on_disk, report.freed, "the disk says the same");
     }
     assert!(report.freed >= on_disk(files.join("rootfs.ext4")), "the link in the snapshot went as well");
@@ -392,37 +385,36 @@ fn a_collection_gives_back_what_the_disk_shows() {
 fn a_snapshot_of_mvm_is_told_by_the_field_and_left_as_it_is() {
     let place = Place::new();
     let root = place.root();
-    crate::adopt::mvm_template(&root, "web");
-    let dir = crate::adopt::mvm_revision(&root, "web", "r1", "one");
+    mvm_template(&root, "web");
+    let dir = mvm_revision(&root, "web", "r1", "one");
     fs::create_dir(dir.join("snapshot")).unwrap();
     for name in ["vmstate.bin", "mem.bin"] {
         fs::write(dir.join("snapshot").join(name), name).unwrap();
     }
     let path = dir.join("revision.json");
-    let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    record["snapshot"] = serde_json::json!({
+    let field = json!({
         "created_at": "2026-01-01T00:00:00Z", "vmstate_size_bytes": 11, "mem_size_bytes": 7, "boot_args": "b",
         "vcpus": 2, "mem_mib": 512,
     });
-    fs::write(&path, record.to_string()).unwrap();
-    let listing = crate::support::listing(&dir.join("snapshot"));
+    edit_json(&path, |record| record["snapshot"] = field);
+    let before = listing(&dir.join("snapshot"));
     // One that mvm speaks of and does not have.
-    let without = crate::adopt::mvm_revision(&root, "web", "r2", "two").join("revision.json");
-    fs::write(&without, record.to_string().replace("r1", "r2")).unwrap();
+    let without = mvm_revision(&root, "web", "r2", "two").join("revision.json");
+    fs::write(&without, fs::read_to_string(&path).unwrap().replace("r1", "r2")).unwrap();
 
-    let store = crate::adopt::adopt(&root).store;
+    let store = adopt(&root).store;
     let revision = store.revision(&id("web"), &id("r1")).unwrap();
     assert!(revision.snapshot().unwrap().is_none());
     assert!(matches!(revision.kind().unwrap(), TemplateKind::Snapshot(info) if info.boot_args == "b"));
     let repaired = store.repair(&Default::default(), &mut ()).unwrap();
     assert_eq!((repaired.mended, repaired.remaining), (vec![], vec![]));
-    assert_eq!(crate::support::listing(&dir.join("snapshot")), listing);
+    assert_eq!(listing(&dir.join("snapshot")), before);
     assert!(store.revision(&id("web"), &id("r1")).unwrap().build().snapshot.is_some());
 }
 
 /// Fails one step.
 #[derive(Debug)]
-struct Failing(usize, std::sync::atomic::AtomicUsize);
+struct Failing(usize, AtomicUsize);
 
 impl Observer for Failing {
     fn before(&self, _: &Op) -> Verdict {
@@ -443,12 +435,9 @@ fn whichever_step_fails_there_is_the_old_snapshot_or_the_new_one() {
         paused.pause("second");
         let new = fs::read(paused.vm().join("vmstate")).unwrap();
         let failing = Arc::new(Failing(nth, Default::default()));
-        let result: Result<()> = {
-            let store =
-                Store::open_with(paused.place.root(), &StoreOptions::default().observer(failing.clone())).unwrap();
-            let revision = store.current(&id("web")).unwrap();
-            revision.attach_snapshot(&paused.files(), &SnapshotOptions::default(), &mut ()).map(drop)
-        };
+        let revision = paused.watched_by(failing.clone()).current(&id("web")).unwrap();
+        let result = revision.attach_snapshot(&paused.files(), &SnapshotOptions::default(), &mut ()).map(drop);
+        drop(revision);
         let snapshot = paused.revision().snapshot().unwrap().unwrap();
         assert_sealed(&snapshot);
         let found = fs::read(snapshot.vmstate()).unwrap();

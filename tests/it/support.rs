@@ -411,3 +411,36 @@ pub fn fresh_quick() -> (Place, Store) {
     let store = place.quick_store();
     (place, store)
 }
+
+/// The JSON document in a file.
+#[track_caller]
+pub fn read_json(path: impl AsRef<Utf8Path>) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(path.as_ref()).unwrap()).unwrap()
+}
+
+/// Changes the JSON document in a file, in place.
+#[track_caller]
+pub fn edit_json(path: impl AsRef<Utf8Path>, change: impl FnOnce(&mut serde_json::Value)) {
+    let mut document = read_json(&path);
+    change(&mut document);
+    fs::write(path.as_ref(), document.to_string()).unwrap();
+}
+
+/// The bytes of the blocks that a file has on the disk.
+pub fn on_disk(path: impl AsRef<Utf8Path>) -> u64 {
+    fs::metadata(path.as_ref()).unwrap().blocks() * 512
+}
+
+/// Looks again and again while something is done on another thread, and once more when that has ended.
+pub fn meanwhile(act: impl FnOnce() + Send, mut look: impl FnMut()) {
+    std::thread::scope(|scope| {
+        let acting = scope.spawn(act);
+        loop {
+            let has_ended = acting.is_finished();
+            look();
+            if has_ended {
+                return;
+            }
+        }
+    });
+}

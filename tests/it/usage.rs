@@ -5,32 +5,34 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 
 use camino::Utf8Path;
-use template_store::{Bytes, Expect, Removal, Revision, Store, Usage};
+use template_store::{Bytes, Expect, Removal, Revision, RevisionId, Store, Usage};
 
 use crate::gc::{blocks, counts_exactly, dry_run, publish};
-use crate::support::{Place, build, bytes, draft, id, image, inputs, reused, when_free};
+use crate::support::{Place, build, bytes, draft, id, image, inputs, on_disk, reused, when_free};
 
-/// The bytes of a template, or of one of its revisions.
-fn of(usage: &Usage, template: &str, revision: Option<&str>) -> Bytes {
-    let found = usage.templates.iter().find(|one| one.template.as_str() == template).expect("it is listed");
-    match revision {
-        None => found.bytes,
-        Some(revision) => found.revisions.iter().find(|one| one.revision.as_str() == revision).unwrap().bytes,
-    }
+/// The bytes of a template.
+fn of(usage: &Usage, template: &str) -> Bytes {
+    usage.templates.iter().find(|one| one.template.as_str() == template).expect("it is listed").bytes
 }
 
-/// The blocks and names of each inode below a directory, and the sizes of its files.
-fn walk(dir: &Utf8Path) -> (HashMap<u64, (u64, u64)>, u64) {
-    let mut inodes: HashMap<u64, (u64, u64)> = HashMap::new();
-    let mut apparent = 0;
+/// The bytes of a revision.
+fn of_revision(usage: &Usage, template: &str, revision: &RevisionId) -> Bytes {
+    let mut revisions =
+        usage.templates.iter().filter(|one| one.template.as_str() == template).flat_map(|one| &one.revisions);
+    revisions.find(|one| one.revision == *revision).expect("it is listed").bytes
+}
+
+/// The bytes of the blocks of each inode below a directory, and the sizes of its files.
+fn walk(dir: &Utf8Path) -> (HashMap<u64, u64>, u64) {
+    let (mut inodes, mut apparent) = (HashMap::new(), 0);
     for found in walkdir::WalkDir::new(dir).into_iter().map(|entry| entry.unwrap().metadata().unwrap()) {
-        inodes.entry(found.ino()).or_insert((found.blocks() * 512, 0)).1 += 1;
+        inodes.insert(found.ino(), found.blocks() * 512);
         apparent += if found.is_dir() { 0 } else { found.len() };
     }
     (inodes, apparent)
 }
 
-/// The names of each inode that are neither in `dir` nor in `objects/`, counted by a walk of the whole store.
+/// The inodes that revisions outside of `dir` have.
 fn held_elsewhere(store: &Store, dir: &Utf8Path) -> HashSet<u64> {
     let walk = walkdir::WalkDir::new(store.layout().templates()).into_iter().map(|entry| entry.unwrap());
     let others = walk.filter(|entry| !entry.path().starts_with(dir));
@@ -40,11 +42,11 @@ fn held_elsewhere(store: &Store, dir: &Utf8Path) -> HashSet<u64> {
 /// A revision's bytes are those that a walk counts.
 #[track_caller]
 fn assert_counted(store: &Store, usage: &Usage, revision: &Revision) {
-    let bytes = of(usage, revision.template().as_str(), Some(revision.id().as_str()));
+    let bytes = of_revision(usage, revision.template().as_str(), revision.id());
     let (inodes, apparent) = walk(&revision.path());
     let elsewhere = held_elsewhere(store, &revision.path());
     let sum = |shared: bool| -> u64 {
-        inodes.iter().filter(|(inode, _)| elsewhere.contains(inode) == shared).map(|(_, (blocks, _))| blocks).sum()
+        inodes.iter().filter(|(inode, _)| elsewhere.contains(inode) == shared).map(|(_, bytes)| bytes).sum()
     };
     assert_eq!(bytes.apparent, apparent, "apparent");
     if counts_exactly(store.layout().root()) {
@@ -66,10 +68,10 @@ fn twins_across_templates_are_shared_and_the_rest_is_exclusive() {
     for revision in [&first, &twin, &other] {
         assert_counted(&store, &usage, revision);
     }
-    let (shared, lone) = (of(&usage, "db", None), of(&usage, "web", Some(other.id().as_str())));
+    let (shared, lone) = (of(&usage, "db"), of_revision(&usage, "web", other.id()));
     assert!(shared.shared >= 384 << 10 && shared.exclusive < 64 << 10, "{shared:?}");
     assert!(lone.exclusive >= 384 << 10 && lone.shared == 0, "{lone:?}");
-    assert_eq!(of(&usage, "web", None).apparent, of(&usage, "web", Some(first.id().as_str())).apparent + lone.apparent);
+    assert_eq!(of(&usage, "web").apparent, of_revision(&usage, "web", first.id()).apparent + lone.apparent);
 }
 
 #[test]
@@ -85,9 +87,9 @@ fn what_a_template_has_twice_it_has_for_itself() {
     let usage = store.usage().unwrap();
     for revision in [&first, &second] {
         assert_counted(&store, &usage, revision);
-        assert!(of(&usage, "web", Some(revision.id().as_str())).shared >= 128 << 10);
+        assert!(of_revision(&usage, "web", revision.id()).shared >= 128 << 10);
     }
-    let web = of(&usage, "web", None);
+    let web = of(&usage, "web");
     assert_eq!((web.shared, web.exclusive), (0, web.on_disk), "nobody else has any of it: {web:?}");
 }
 
@@ -101,7 +103,7 @@ fn a_hole_is_apparent_and_takes_nothing() {
     let revision = draft.seal().unwrap().publish().unwrap();
     let usage = store.usage().unwrap();
     assert_counted(&store, &usage, &revision);
-    let web = of(&usage, "web", None);
+    let web = of(&usage, "web");
     assert!(web.apparent > 1 << 30 && web.on_disk < 1 << 22, "{web:?}");
 }
 
@@ -122,16 +124,13 @@ fn the_whole_is_what_the_disk_says() {
     fs::hard_link(kept.join("rootfs.ext4"), left.join("rootfs.ext4")).unwrap();
     let usage = store.usage().unwrap();
     if counts_exactly(place.path()) {
-        let root = fs::metadata(store.layout().root()).unwrap().blocks() * 512;
-        assert_eq!(usage.on_disk, blocks(store.layout().root()) - root);
-        let revisions: HashMap<u64, u64> = store.templates().unwrap().iter().fold(HashMap::new(), |mut all, id| {
-            for revision in store.revisions(id).unwrap() {
-                all.extend(
-                    walk(&store.layout().revision(id, &revision)).0.iter().map(|(inode, (size, _))| (*inode, *size)),
-                );
+        assert_eq!(usage.on_disk, blocks(store.layout().root()) - on_disk(store.layout().root()));
+        let mut revisions = HashMap::new();
+        for template in store.templates().unwrap() {
+            for revision in store.revisions(&template).unwrap() {
+                revisions.extend(walk(&store.layout().revision(&template, &revision)).0);
             }
-            all
-        });
+        }
         assert_eq!(usage.own, usage.on_disk - revisions.values().sum::<u64>(), "what belongs to no revision");
     }
     assert_eq!(usage.apparent, usage.templates.iter().map(|one| one.bytes.apparent).sum::<u64>());
@@ -154,17 +153,16 @@ fn what_would_be_freed_is_what_a_removal_frees() {
     if !counts_exactly(place.path()) {
         return;
     }
-    for revision in [&ids[0], &ids[1]] {
+    let freed_by_removing = |template: &str, revision: &RevisionId| {
         dry_run(&place, &["--keep-last", "0"]);
-        let (said, before) = (of(&store.usage().unwrap(), "web", Some(revision.as_str())), blocks(&place.root()));
-        when_free(|| store.remove(&id("web"), revision, Removal::Unused)).unwrap();
-        assert_eq!(before - blocks(&place.root()), said.freed_if_removed, "{revision}: {said:?}");
-    }
-    // Now the last who has each.
+        let (usage, before) = (store.usage().unwrap(), blocks(&place.root()));
+        let said = of_revision(&usage, template, revision);
+        when_free(|| store.remove(&id(template), revision, Removal::Unused)).unwrap();
+        assert_eq!(before - blocks(&place.root()), said.freed_if_removed, "{template}@{revision}: {said:?}");
+        said.freed_if_removed
+    };
+    freed_by_removing("web", &ids[0]);
+    freed_by_removing("web", &ids[1]);
     publish(&store, "own", &["z"]);
-    dry_run(&place, &["--keep-last", "0"]);
-    let (said, before) = (of(&store.usage().unwrap(), "own", Some(ids[1].as_str())), blocks(&place.root()));
-    when_free(|| store.remove(&id("own"), &ids[1], Removal::Unused)).unwrap();
-    assert_eq!(before - blocks(&place.root()), said.freed_if_removed, "{said:?}");
-    assert!(said.freed_if_removed >= 384 << 10);
+    assert!(freed_by_removing("own", &ids[1]) >= 384 << 10, "nobody else has it any more");
 }

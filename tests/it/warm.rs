@@ -2,26 +2,20 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use camino::Utf8Path;
-use serde_json::{Value, json};
+use serde_json::json;
 use template_store::{
     ErrorKind, Host, Incompatibility, Instance, InstanceOptions, Result, SnapshotOptions, Start, Strategy,
     VerifyOptions,
 };
 
 use crate::snapshots::{MEM_MIB, Paused};
-use crate::support::{assert_error, bytes, inode, names};
+use crate::support::{assert_error, bytes, id, inode, meanwhile, names, read_json};
 
 fn warm(paused: &Paused, name: &str) -> Result<Instance> {
     let options = InstanceOptions::default().start(Start::Snapshot);
     paused.revision().instance_with(paused.place.join(name), &options, &mut ())
-}
-
-fn load(instance: &Instance) -> Value {
-    serde_json::from_slice(&fs::read(instance.config()).unwrap()).unwrap()
 }
 
 /// Every file of an instance is of the pause with this label.
@@ -41,7 +35,7 @@ fn a_vm_goes_on_from_the_moment_of_the_pause() {
     let dir = vm.path();
     assert_eq!(vm.config(), dir.join("snapshot-load.json"));
     assert_eq!(
-        load(&vm),
+        read_json(vm.config()),
         json!({
             "snapshot_path": dir.join("vmstate.bin"),
             "mem_backend": { "backend_type": "File", "backend_path": dir.join("mem.bin") },
@@ -88,9 +82,8 @@ fn without_a_snapshot_nothing_is_made() {
 #[test]
 fn a_disk_has_the_place_that_its_vm_knows() {
     let paused = Paused::new();
-    let files = paused.memory_and_state().drive("rootfs".parse().unwrap(), paused.vm().join("rootfs.ext4"));
-    let options = SnapshotOptions::default().drive_path("rootfs".parse().unwrap(), "disks/root.img");
-    paused.revision().attach_snapshot(&files, &options, &mut ()).unwrap();
+    let options = SnapshotOptions::default().drive_path(id("rootfs"), "disks/root.img");
+    paused.revision().attach_snapshot(&paused.files(), &options, &mut ()).unwrap();
     let vm = warm(&paused, "1").unwrap();
     let disk = fs::read(vm.path().join("disks/root.img")).unwrap();
     assert!(disk[..4096] == bytes("first: disk", 4096));
@@ -100,24 +93,19 @@ fn a_disk_has_the_place_that_its_vm_knows() {
 fn an_instance_is_of_one_snapshot_while_another_takes_its_place() {
     let paused = Paused::new();
     paused.attach();
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            for label in ["second", "third", "second", "third", "second"] {
-                paused.pause(label);
-                paused.attach();
-            }
-            done.store(true, Ordering::Relaxed);
-        });
-        let mut made = 0;
-        while !done.load(Ordering::Relaxed) || made == 0 {
-            let vm = warm(&paused, &format!("vm{made}")).unwrap();
-            let state = fs::read(vm.path().join("vmstate.bin")).unwrap();
-            let label =
-                ["first", "second", "third"].into_iter().find(|label| state == bytes(&format!("{label}: state"), 5000));
-            assert_of_one_moment(vm.path(), label.expect("it is of some pause"));
-            made += 1;
+    let replace = || {
+        for label in ["second", "third", "second", "third", "second"] {
+            paused.pause(label);
+            paused.attach();
         }
+    };
+    let mut numbers = 0..;
+    meanwhile(replace, || {
+        let vm = warm(&paused, &format!("vm{}", numbers.next().unwrap())).unwrap();
+        let state = fs::read(vm.path().join("vmstate.bin")).unwrap();
+        let mut labels = ["first", "second", "third"].into_iter();
+        let label = labels.find(|label| state == bytes(&format!("{label}: state"), 5000));
+        assert_of_one_moment(vm.path(), label.expect("it is of some pause"));
     });
 }
 
@@ -130,33 +118,23 @@ fn a_snapshot_that_is_replaced_is_not_taken_for_a_damaged_one() {
         fs::write(paused.vm().join("vmstate"), vec![1; 5000 + round]).unwrap();
         let files = match round % 2 {
             0 => paused.files(),
-            _ => paused.files().drive("data".parse().unwrap(), paused.vm().join("vmstate")),
+            _ => paused.files().drive(id("data"), paused.vm().join("vmstate")),
         };
         revision.attach_snapshot(&files, &SnapshotOptions::default(), &mut ()).unwrap();
     };
     attach(0);
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            (1..40).for_each(attach);
-            done.store(true, Ordering::Relaxed);
-        });
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                let reasons = revision.snapshot().unwrap().unwrap().compatible_with(&Host::default());
-                let is_replaced = |reason: &Incompatibility| matches!(reason, Incompatibility::Replaced { .. });
-                assert!(reasons.iter().all(is_replaced), "{reasons:?}");
-            }
-        });
-        for number in 0.. {
-            let vm = warm(&paused, &format!("vm{number}")).unwrap();
-            let round = fs::metadata(vm.path().join("vmstate.bin")).unwrap().len() as usize - 5000;
-            assert_eq!(vm.path().join("data.img").exists(), round % 2 == 1, "all is of one moment");
-            fs::remove_dir_all(vm.path()).unwrap();
-            if done.load(Ordering::Relaxed) {
-                break;
-            }
-        }
+    let compare = || {
+        let reasons = revision.snapshot().unwrap().unwrap().compatible_with(&Host::default());
+        let is_replaced = |reason: &Incompatibility| matches!(reason, Incompatibility::Replaced { .. });
+        assert!(reasons.iter().all(is_replaced), "{reasons:?}");
+    };
+    let attach_and_compare = || meanwhile(|| (1..40).for_each(attach), compare);
+    let mut numbers = 0..;
+    meanwhile(attach_and_compare, || {
+        let vm = warm(&paused, &format!("vm{}", numbers.next().unwrap())).unwrap();
+        let round = fs::metadata(vm.path().join("vmstate.bin")).unwrap().len() as usize - 5000;
+        assert_eq!(vm.path().join("data.img").exists(), round % 2 == 1, "all is of one moment");
+        fs::remove_dir_all(vm.path()).unwrap();
     });
 }
 

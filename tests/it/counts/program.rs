@@ -5,15 +5,13 @@
 use std::fs;
 use std::process::{Command, Output};
 
-use camino::Utf8PathBuf;
-
-use super::steps::{fill, say, temporary};
+use super::steps::{fill, say};
 use super::{CREATE_SYNCS, LARGE, PUBLISH_SYNCS, REUSE_SYNCS};
+use crate::support::{Place, id, program};
 
 /// A store, a flake.lock, and the files that a builder copies to its draft.
 struct Program {
-    _dir: tempfile::TempDir,
-    root: Utf8PathBuf,
+    place: Place,
 }
 
 /// The calls that one run of the program made.
@@ -31,7 +29,6 @@ const SYNCS: [&str; 6] = ["fsync", "fdatasync", "sync", "syncfs", "msync", "sync
 impl Program {
     /// `None`, with the reason on stderr, where nothing can be traced.
     fn new() -> Option<Program> {
-        let (dir, root) = temporary();
         let trace = Command::new("strace").args(["-f", "-qq", "-o", "/dev/null", "true"]).output();
         match trace {
             Ok(Output { status, .. }) if status.success() => {}
@@ -45,23 +42,22 @@ impl Program {
                 return None;
             }
         }
-        let files = root.join("files");
+        let place = Place::new();
+        let files = place.join("files");
         fs::create_dir(&files).unwrap();
         fill(&files, 1, LARGE);
-        fs::write(root.join("flake.lock"), r#"{"version":7,"root":"root","nodes":{"root":{}}}"#).unwrap();
-        let program = Program { _dir: dir, root };
+        let program = Program { place };
         program.run(&["init"]);
         Some(program)
     }
 
     fn run(&self, words: &[&str]) -> Calls {
-        let log = self.root.join("calls");
-        let store = self.root.join("store");
+        let (log, store) = (self.place.join("calls"), self.place.root());
         let output = Command::new("strace")
             // `?`: a call that not every machine has.
             .args(["-f", "-qq", "-s", "4096", "-e"])
             .arg("trace=%file,?fsync,?fdatasync,?sync,?syncfs,?msync,?sync_file_range,?sync_file_range2")
-            .args(["-o", log.as_str(), env!("CARGO_BIN_EXE_template-store"), "--store", store.as_str()])
+            .args(["-o", log.as_str(), program(), "--store", store.as_str()])
             .args(words)
             .output()
             .unwrap();
@@ -71,9 +67,9 @@ impl Program {
 
     /// `build NAME`, whose builder copies the files.
     fn build(&self, name: &str) -> Calls {
-        let lock = self.root.join("flake.lock");
-        let script = format!("cp {}/* \"$OUT\"", self.root.join("files"));
-        self.run(&["build", name, "--flake-lock", lock.as_str(), "--role", "worker", "--", "sh", "-c", &script])
+        let script = format!("cp {}/* \"$OUT\"", self.place.join("files"));
+        let words = self.place.build_words(name, "a", &[], &script);
+        self.run(&words.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     fn create(&self, name: &str) -> Calls {
@@ -139,47 +135,29 @@ fn the_program_waits_as_often_as_the_library() {
 }
 
 #[test]
-fn the_program_reuses_what_is_current_with_few_calls() {
+fn the_program_needs_few_calls_for_what_is_there_already() {
     let Some(program) = Program::new() else { return };
     program.build("web");
     let reused = program.build("web");
-    assert_eq!(reused.syncs, 0);
-    reused.check_changes_nothing();
     // One of the calls asks for the mark of damage, which a revision must not have.
     // Two open `.store/`, to see that what should be directories are.
     reused.check(11, 12);
-}
 
-#[test]
-fn the_program_looks_up_with_few_calls() {
-    let Some(program) = Program::new() else { return };
-    program.build("web");
-    let lock = program.root.join("flake.lock");
+    let lock = program.place.lock("a");
     let found = program.run(&["lookup", "--flake-lock", lock.as_str(), "--role", "worker"]);
-    assert_eq!(found.syncs, 0);
-    found.check_changes_nothing();
     found.check(4, 8);
-}
+    for calls in [reused, found] {
+        assert_eq!(calls.syncs, 0);
+        calls.check_changes_nothing();
+    }
 
-#[test]
-fn the_program_collects_nothing_with_few_calls() {
-    let Some(program) = Program::new() else { return };
-    program.build("web");
-    program.build("web");
     let collected = program.run(&["gc"]);
     assert_eq!(collected.syncs, 0);
-    let records = collected.opened.iter().filter(|(path, _)| path.ends_with("/revision.json")).count();
-    assert_eq!(records, 0, "the record is found from its directory, which is open");
+    assert!(!collected.has_opened("/revision.json"), "the record is found from its directory, which is open");
     assert!(!collected.has_opened("/vmlinux") && !collected.has_opened("/rootfs.ext4"), "{:#?}", collected.opened);
     collected.check(24, 16);
-}
 
-#[test]
-fn the_program_activates_with_few_calls() {
-    let Some(program) = Program::new() else { return };
-    program.build("web");
-    let revision = fs::read_link(program.root.join("store/templates/web/current")).unwrap();
-    let revision = revision.file_name().unwrap().to_str().unwrap().to_owned();
+    let revision = program.place.store().current(&id("web")).unwrap().id().to_string();
     let activated = program.run(&["activate", "web", &revision]);
     assert!(activated.syncs <= 3, "{} waits", activated.syncs);
     activated.check(7, 14);
@@ -189,8 +167,7 @@ fn the_program_activates_with_few_calls() {
 fn the_program_publishes_three_files_with_few_calls() {
     let Some(program) = Program::new() else { return };
     program.create("web");
-    let files = program.root.join("files");
-    let published = program.run(&["publish", "web", files.as_str()]);
+    let published = program.run(&["publish", "web", program.place.join("files").as_str()]);
     assert_eq!(published.syncs, PUBLISH_SYNCS);
     published.check(53, 27);
 }

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex};
 use camino::{Utf8Path, Utf8PathBuf};
 use template_store::observe::{Observer, Op};
 use template_store::{
-    Build, BuildInputs, BuildOptions, Durability, Known, Outcome, PublishOptions, Resources, Revision, SealOptions,
-    Store, StoreOptions, TemplateId, TemplateSpec,
+    Build, BuildOptions, Durability, Known, Outcome, PublishOptions, Resources, Revision, Store, StoreOptions,
+    TemplateSpec,
 };
 
 use super::LARGE;
+use crate::support::{Place, draft_with, id, inputs};
 
 #[derive(Debug, Default)]
 struct Recorder {
@@ -95,19 +96,18 @@ fn place(root: &Utf8Path, path: &Utf8Path) -> String {
 
 /// A store whose steps are recorded.
 pub(super) struct World {
-    _dir: tempfile::TempDir,
-    root: Utf8PathBuf,
+    place: Place,
     recorder: Arc<Recorder>,
     pub store: Store,
 }
 
 impl World {
     pub fn new(durability: Durability) -> World {
-        let (dir, root) = temporary();
+        let place = Place::new();
         let recorder = Arc::new(Recorder::default());
         let options = StoreOptions::default().durability(durability).observer(recorder.clone());
-        let store = Store::init(root.join("store"), &options).unwrap();
-        World { _dir: dir, root: root.join("store"), recorder, store }
+        let store = Store::init(place.root(), &options).unwrap();
+        World { place, recorder, store }
     }
 
     /// A durable store with a template that has nothing yet.
@@ -119,14 +119,13 @@ impl World {
 
     /// A directory beside the store.
     pub fn beside(&self, name: &str) -> Utf8PathBuf {
-        let dir = self.root.with_file_name(name);
+        let dir = self.place.join(name);
         fs::create_dir(&dir).unwrap();
         dir
     }
 
     pub fn create(&self, name: &str, mem_mib: u32) {
-        let (profile, role) = ("minimal".parse().unwrap(), "worker".parse().unwrap());
-        let mut spec = TemplateSpec::new(&id(name), ".", &profile, &role, "2026-01-01T00:00:00Z");
+        let mut spec = TemplateSpec::new(&id(name), ".", &id("minimal"), &id("worker"), "2026-01-01T00:00:00Z");
         spec.mem_mib = mem_mib;
         self.store.create(&spec).unwrap();
     }
@@ -135,22 +134,8 @@ impl World {
         self.recorder.steps.lock().unwrap().clear();
         let done = work(&self.store);
         let steps = std::mem::take(&mut *self.recorder.steps.lock().unwrap());
-        (done, Counts::of(&self.root, steps))
+        (done, Counts::of(&self.place.root(), steps))
     }
-}
-
-pub(super) fn temporary() -> (tempfile::TempDir, Utf8PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
-    let root = Utf8Path::from_path(dir.path()).unwrap().canonicalize_utf8().unwrap();
-    (dir, root)
-}
-
-pub(super) fn id(name: &str) -> TemplateId {
-    name.parse().unwrap()
-}
-
-pub(super) fn inputs(lock: &str) -> BuildInputs {
-    BuildInputs::new(lock.parse().unwrap(), "minimal".parse().unwrap(), "worker".parse().unwrap())
 }
 
 /// What a builder leaves.
@@ -161,13 +146,9 @@ pub(super) fn fill(dir: &Utf8Path, bytes: u8, size: usize) {
 }
 
 pub(super) fn publish(store: &Store, name: &str, lock: &str, known: Known, bytes: u8) -> (Revision, Outcome) {
-    let options = BuildOptions::default().known(known);
-    let Build::Draft(draft) = store.build_with(&id(name), &inputs(lock), &options, &mut ()).unwrap() else {
-        panic!("there was nothing to reuse")
-    };
+    let draft = draft_with(store, name, &inputs(lock), &BuildOptions::default().known(known));
     fill(draft.path(), bytes, LARGE);
-    let sealed = draft.seal_with(&SealOptions::default(), &mut ()).unwrap();
-    let published = sealed.publish_with(&PublishOptions::default(), &mut ()).unwrap();
+    let published = draft.seal().unwrap().publish_with(&PublishOptions::default(), &mut ()).unwrap();
     (published.revision, published.outcome)
 }
 

@@ -1,16 +1,16 @@
 //! What lies beside an instance while it is made or removed, what only looks like that, and what is mounted in one.
 
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use template_store::observe::{Observer, Op, Verdict};
-use template_store::{Durability, ErrorKind, InstanceOptions, Owner, Removal, Result, Revision, Store, StoreOptions};
+use template_store::{ErrorKind, InstanceOptions, Removal, Result, Store, StoreOptions};
 
-use super::with_image;
+use super::{World, given_to};
 use crate::support::{Place, assert_error, build, id, inputs, names, program, until};
 
 /// A directory as a process leaves it that dies while it makes an instance.
@@ -24,14 +24,13 @@ fn half_made(vms: &Utf8Path, name: &str) -> Utf8PathBuf {
 
 #[test]
 fn what_the_dead_left_goes_with_the_next_and_what_the_living_make_stays() {
-    let place = Place::new();
-    let (_store, revision, vms) = with_image(&place);
-    half_made(&vms, ".template-store-9.dead00000000");
-    let alive = half_made(&vms, ".template-store-9.alive0000000");
+    let world = World::new();
+    half_made(&world.vms, ".template-store-9.dead00000000");
+    let alive = half_made(&world.vms, ".template-store-9.alive0000000");
     let lock = File::open(&alive).unwrap();
     fs2::FileExt::lock_shared(&lock).unwrap();
-    revision.instance(vms.join("1")).unwrap();
-    assert_eq!(names(&vms), [".template-store-9.alive0000000", "1"]);
+    world.instance("1").unwrap();
+    world.assert_instances(&[".template-store-9.alive0000000", "1"]);
 }
 
 #[test]
@@ -58,13 +57,10 @@ fn what_only_has_such_a_name_is_not_touched() {
 
 #[test]
 fn an_instance_may_not_look_half_made() {
-    let place = Place::new();
-    let (_store, revision, vms) = with_image(&place);
-    let refused = revision.instance(vms.join(".template-store-vm1"));
+    let world = World::new();
+    let refused = world.instance(".template-store-vm1");
     assert_error(refused, ErrorKind::Failed, &["vms/.template-store-vm1", "choose another"]);
-    assert_eq!(names(&vms), [""; 0]);
-    let vm = revision.instance(vms.join("1")).unwrap();
-    assert_eq!(fs::metadata(vm.path()).unwrap().mode() & 0o7777, 0o700, "the mark of half-done work is gone");
+    world.assert_instances(&[]);
 }
 
 /// A process that dies before one of its steps: neither that one nor any after it is taken.
@@ -83,7 +79,12 @@ impl Observer for Dying {
 }
 
 /// Dies before each step of something in turn, and makes an instance after each: nothing may be left beside that one.
-fn nothing_is_left(place: &Place, vms: &Utf8Path, owner: Option<Owner>, act: impl Fn(&Store, &Utf8Path) -> Result<()>) {
+fn nothing_is_left(
+    place: &Place,
+    vms: &Utf8Path,
+    next: &InstanceOptions,
+    act: impl Fn(&Store, &Utf8Path) -> Result<()>,
+) {
     for steps in 0.. {
         assert!(steps < 200, "it comes to an end");
         let dying = Arc::new(Dying { left: AtomicUsize::new(steps) });
@@ -93,8 +94,7 @@ fn nothing_is_left(place: &Place, vms: &Utf8Path, owner: Option<Owner>, act: imp
         let store = place.store();
         // A program that another test starts just now has the lock of the dead one until it runs.
         until(&format!("after {steps} steps, what is left goes"), || {
-            let next = store.current(&id("web")).unwrap();
-            let next = next.instance_with(vms.join("2"), &InstanceOptions::default().owner(owner), &mut ()).unwrap();
+            let next = store.current(&id("web")).unwrap().instance_with(vms.join("2"), next, &mut ()).unwrap();
             let left = names(vms);
             store.remove_instance(next.path(), Removal::Unused).unwrap();
             (!left.iter().any(|name| name.starts_with('.'))).then_some(())
@@ -109,30 +109,19 @@ fn nothing_is_left(place: &Place, vms: &Utf8Path, owner: Option<Owner>, act: imp
     }
 }
 
-/// A store that waits for no disk.
-fn quick(place: &Place) -> (Store, Revision, Utf8PathBuf) {
-    let store = Store::init(place.root(), &StoreOptions::default().durability(Durability::None)).unwrap();
-    let revision = build(&store, "web", &inputs("a"), "a");
-    let vms = place.join("vms");
-    fs::create_dir(&vms).unwrap();
-    (store, revision, vms)
-}
-
 #[test]
 fn who_dies_while_an_instance_is_made_or_removed_leaves_what_the_next_takes_away() {
-    let place = Place::new();
-    let (store, revision, vms) = quick(&place);
-    drop(revision);
+    let World { place, store, vms, .. } = World::of(Place::quick_store);
     let user = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     // Root has given a part of it away by then.
     let (uid, gid) = if user.0 == 0 { (12_345, 23_456) } else { user };
-    for owner in [None, Some(Owner { uid, gid })] {
-        let options = InstanceOptions::default().owner(owner);
-        nothing_is_left(&place, &vms, None, |store, dest| {
+    let default = InstanceOptions::default();
+    for options in [default.clone(), given_to(uid, gid)] {
+        nothing_is_left(&place, &vms, &default, |store, dest| {
             store.current(&id("web"))?.instance_with(dest, &options, &mut ()).map(drop)
         });
         store.remove_instance(vms.join("1"), Removal::Unused).unwrap();
-        nothing_is_left(&place, &vms, owner, |dying, dest| {
+        nothing_is_left(&place, &vms, &options, |dying, dest| {
             if !dest.exists() {
                 store.current(&id("web"))?.instance_with(dest, &options, &mut ())?;
             }
@@ -147,16 +136,17 @@ fn only_root_takes_away_what_is_somebody_elses() {
         println!("only root can make what is somebody else's: not tried");
         return;
     }
-    let place = Place::new();
-    let (_store, revision, vms) = with_image(&place);
-    let given = half_made(&vms, ".template-store-9.given0000000");
+    let world = World::new();
+    let given = half_made(&world.vms, ".template-store-9.given0000000");
     chown(&given, Some(12_345), Some(23_456)).unwrap();
-    revision.instance(vms.join("1")).unwrap();
-    assert_eq!(names(&vms), ["1"]);
+    world.instance("1").unwrap();
+    world.assert_instances(&["1"]);
 }
 
-/// Runs a script with mounts of its own; `None` where that is not allowed.
+/// Runs a script that mounts `precious` where it should not be emptied; `None` where that is not allowed.
 fn with_own_mounts(place: &Place, script: &str) -> Option<String> {
+    fs::create_dir(place.join("precious")).unwrap();
+    fs::write(place.join("precious/data"), "mine").unwrap();
     let root = rustix::process::geteuid().is_root();
     let more: &[&str] = if root { &[] } else { &["--user", "--map-root-user"] };
     let unshare = || {
@@ -171,43 +161,34 @@ fn with_own_mounts(place: &Place, script: &str) -> Option<String> {
     }
     let script = format!("store() {{ {} --store {} \"$@\" 2>&1; }}\n{script}", program(), place.root());
     let ran = unshare().args(["sh", "-c", &script]).output().unwrap();
-    Some(String::from_utf8(ran.stdout).unwrap() + &String::from_utf8(ran.stderr).unwrap())
+    let said = String::from_utf8(ran.stdout).unwrap() + &String::from_utf8(ran.stderr).unwrap();
+    assert_eq!(fs::read(place.join("precious/data")).unwrap(), b"mine", "{said}");
+    Some(said)
 }
 
 #[test]
 fn what_is_mounted_in_an_instance_is_not_emptied() {
-    let place = Place::new();
-    let (store, revision, vms) = with_image(&place);
-    let vm = revision.instance(vms.join("1")).unwrap();
-    half_made(&vms, ".template-store-9.dead00000000");
-    for dir in [vm.path().join("a share"), vms.join(".template-store-9.dead00000000/share"), place.join("precious")] {
+    let world = World::new();
+    let (vm, dead) = (world.instance("1").unwrap(), half_made(&world.vms, ".template-store-9.dead00000000"));
+    for dir in [vm.path().join("a share"), dead.join("share")] {
         fs::create_dir(dir).unwrap();
     }
-    fs::write(place.join("precious/data"), "mine").unwrap();
     let script = "
         mount --bind precious 'vms/1/a share' && mount --bind precious vms/.template-store-9.dead00000000/share
         store instance rm vms/1; store instance rm vms/1 --force; store instance web vms/2
         umount 'vms/1/a share'; store instance rm vms/1";
-    let Some(said) = with_own_mounts(&place, script) else { return };
+    let Some(said) = with_own_mounts(&world.place, script) else { return };
     assert_eq!(said.matches("something is mounted at").count(), 2, "{said}");
     assert!(said.contains("vms/1/a share") && said.contains("removed vms/1"), "{said}");
-    assert_eq!(fs::read(place.join("precious/data")).unwrap(), b"mine", "{said}");
-    assert_eq!(names(&vms), [".template-store-9.dead00000000", "2"]);
-    drop(store);
+    world.assert_instances(&[".template-store-9.dead00000000", "2"]);
 }
 
 #[test]
 fn a_tree_is_not_deleted_beyond_what_is_mounted_in_it() {
-    let place = Place::new();
-    let (store, revision, _vms) = with_image(&place);
-    drop(revision);
-    let dead = store.layout().drafts().join("dead");
-    fs::create_dir_all(dead.join("share")).unwrap();
-    fs::create_dir(place.join("precious")).unwrap();
-    fs::write(place.join("precious/data"), "mine").unwrap();
+    let world = World::new();
+    fs::create_dir_all(world.store.layout().drafts().join("dead/share")).unwrap();
     let script = "mount --bind precious store/.store/drafts/dead/share; store gc";
-    let Some(said) = with_own_mounts(&place, script) else { return };
-    assert_eq!(fs::read(place.join("precious/data")).unwrap(), b"mine", "{said}");
+    let Some(said) = with_own_mounts(&world.place, script) else { return };
     assert!(said.contains("something is mounted there"), "{said}");
 }
 
@@ -229,12 +210,11 @@ impl Observer for Restarting {
 
 #[test]
 fn who_removes_an_instance_leaves_the_note_of_the_next_one_there() {
-    let place = Place::new();
-    let (store, revision, vms) = with_image(&place);
-    let vm = revision.instance(vms.join("1")).unwrap();
-    let restarting = Restarting { root: place.root(), dest: vm.path().to_owned() };
+    let world = World::new();
+    let vm = world.instance("1").unwrap();
+    let restarting = Restarting { root: world.place.root(), dest: vm.path().to_owned() };
     let options = StoreOptions::default().observer(Arc::new(restarting));
-    Store::open_with(place.root(), &options).unwrap().remove_instance(vm.path(), Removal::Unused).unwrap();
-    let paths: Vec<_> = store.instances().unwrap().iter().map(|vm| vm.path().to_owned()).collect();
-    assert_eq!(paths, [vms.join("1")]);
+    Store::open_with(world.place.root(), &options).unwrap().remove_instance(vm.path(), Removal::Unused).unwrap();
+    let paths: Vec<_> = world.store.instances().unwrap().iter().map(|vm| vm.path().to_owned()).collect();
+    assert_eq!(paths, [vm.path()]);
 }

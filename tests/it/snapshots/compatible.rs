@@ -2,11 +2,10 @@
 
 use std::fs;
 
-use serde_json::Value;
 use template_store::{DriveId, Host, Incompatibility, Platform, SnapshotOptions};
 
 use super::{MEM_MIB, Paused};
-use crate::support::id;
+use crate::support::{edit_json, flip, id};
 
 fn platform() -> Platform {
     let some = |text: &str| Some(text.to_owned());
@@ -69,7 +68,7 @@ fn each_reason_why_a_vm_can_not_go_on_is_named() {
 
     fs::remove_file(snapshot.vmstate()).unwrap();
     assert_eq!(snapshot.compatible_with(&same), [I::FileMissing { path: snapshot.vmstate() }]);
-    crate::support::flip(&snapshot.mem(), 77, false);
+    flip(&snapshot.mem(), 77, false);
     assert_eq!(snapshot.compatible_with(&same)[0], I::FileChanged { path: snapshot.mem() });
 }
 
@@ -77,10 +76,7 @@ fn each_reason_why_a_vm_can_not_go_on_is_named() {
 fn a_snapshot_without_a_writable_drive_is_not_compatible() {
     let paused = Paused::new();
     let snapshot = paused.attach();
-    let path = snapshot.path().join("snapshot.json");
-    let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    record["drives"] = serde_json::json!([]);
-    fs::write(&path, record.to_string()).unwrap();
+    edit_json(snapshot.path().join("snapshot.json"), |record| record["drives"] = serde_json::json!([]));
     let snapshot = paused.revision().snapshot().unwrap().unwrap();
     let drive = id::<DriveId>("rootfs");
     assert_eq!(snapshot.compatible_with(&Host::here()), [Incompatibility::DriveMissing { drive }]);

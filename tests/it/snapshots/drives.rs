@@ -2,11 +2,10 @@
 
 use std::fs::{self, File};
 
-use serde_json::Value;
 use template_store::{DriveId, ErrorKind, Host, Incompatibility, InstanceOptions, SnapshotOptions, Start};
 
 use super::Paused;
-use crate::support::{assert_clean, assert_error, bytes, id};
+use crate::support::{assert_clean, assert_error, bytes, edit_json, id};
 
 #[test]
 fn a_drive_that_the_template_does_not_have_is_kept_and_has_its_place_again() {
@@ -15,7 +14,7 @@ fn a_drive_that_the_template_does_not_have_is_kept_and_has_its_place_again() {
     let vm = paused.revision().instance_with(paused.place.join("cold"), &options, &mut ()).unwrap();
     fs::write(vm.path().join("data.img"), bytes("data", 1 << 20)).unwrap();
     let files = paused.files().drive(id("data"), vm.path().join("data.img"));
-    let snapshot = paused.revision().attach_snapshot(&files, &SnapshotOptions::default(), &mut ()).unwrap();
+    let snapshot = paused.attach_files(&files).unwrap();
     let drives: Vec<&str> = snapshot.drives().map(|(id, _)| id.as_str()).collect();
     assert_eq!(drives, ["rootfs", "data"]);
     assert!(snapshot.compatible_with(&Host::here()).is_empty());
@@ -42,13 +41,13 @@ fn a_drive_that_is_shorter_than_what_the_vm_booted_with_is_refused() {
 fn a_snapshot_of_a_newer_program_is_not_replaced() {
     let paused = Paused::new();
     let path = paused.attach().path().join("snapshot.json");
-    let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    record["schema_version"] = 2.into();
-    record["new"] = "what nobody here knows".into();
-    fs::write(&path, record.to_string()).unwrap();
-    let attached = paused.revision().attach_snapshot(&paused.files(), &SnapshotOptions::default(), &mut ());
-    assert_error(attached, ErrorKind::Failed, &["snapshot.json", "version 2", "up to 1"]);
-    assert_eq!(fs::read_to_string(&path).unwrap(), record.to_string());
+    edit_json(&path, |record| {
+        record["schema_version"] = 2.into();
+        record["new"] = "what nobody here knows".into();
+    });
+    let before = fs::read_to_string(&path).unwrap();
+    assert_error(paused.attach_files(&paused.files()), ErrorKind::Failed, &["snapshot.json", "version 2", "up to 1"]);
+    assert_eq!(fs::read_to_string(&path).unwrap(), before);
     assert_clean(paused.store.layout());
     fs::write(&path, "{").unwrap();
     paused.attach();
