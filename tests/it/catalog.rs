@@ -268,8 +268,8 @@ fn one_that_says_nearly_all_is_not_written_again() {
     let first = written();
     let model = store.layout().revision(&web(), &id("r0001"));
     let record = read_json(model.join("revision.json"));
-    // Of a thousand, sixteen are many.
-    for number in 0..16 {
+    // Of so many, five are many.
+    for number in 0..5 {
         assert_eq!(written(), first, "after {number} more");
         make(&store, &model, &record, &format!("s{number:02}"), "2026-02-01T00:00:00Z");
     }
@@ -303,7 +303,7 @@ fn a_damaged_one_is_a_note_and_a_repair_puts_it_out_of_the_way() {
 #[test]
 fn whatever_it_says_what_is_kept_is_what_the_records_say() {
     let (_place, store) = with_catalog();
-    let revision = "r0999";
+    let revision = "r0314";
     lie(&store, revision, "2020-01-01T00:00:00Z");
     let (plan, report) = store.gc(&keep(10), &mut ()).unwrap();
     assert!(plan.going().any(|planned| planned.revision.as_str() == revision), "the plan follows the lie");
