@@ -3,13 +3,13 @@
 weed=${WEED:-$(command -v weed || true)}
 key_id=AN-ACCESS-KEY secret=a-secret-nobody-is-told
 
-free_ports() { # HOW MANY: such that each has another one 10,000 above
+free_ports() { # HOW MANY: such that each has another one 10,000 above, and none is for connections
   python3 -c '
 import random, socket, sys
 def free(port):
     with socket.socket() as one:
         return one.connect_ex(("127.0.0.1", port)) != 0
-print(*[p for p in random.sample(range(20000, 30000), 60) if free(p) and free(p + 10000)][:int(sys.argv[1])])' "$1"
+print(*[p for p in random.sample(range(10000, 22000), 60) if free(p) and free(p + 10000)][:int(sys.argv[1])])' "$1"
 }
 
 start_server() { # not in a check: what it starts and sets is for all of them

@@ -3,7 +3,7 @@
 //! `WEED=/path/to/weed cargo test remote`; without it, `weed` is looked for in `$PATH`.
 
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -98,11 +98,17 @@ fn start() -> Option<Server> {
     };
     let dir = tempfile::tempdir().unwrap().keep();
     let sweeper = swept_in_the_end(&dir);
-    let config = dir.join("s3.json");
     let identity = format!(
         r#"{{"identities":[{{"name":"t","credentials":[{{"accessKey":"{KEY}","secretKey":"{SECRET}"}}],"actions":["Admin","Read","Write","List","Tagging"]}}]}}"#
     );
-    std::fs::write(&config, identity).unwrap();
+    std::fs::write(dir.join("s3.json"), identity).unwrap();
+    // Somebody may take one of its ports before it does: then it ends, and others are tried.
+    let (port, child) = (0..5).find_map(|_| launch(&weed, &dir)).expect("the S3 server finds free ports");
+    Some(Server { port, _child: child, _sweeper: sweeper })
+}
+
+/// Starts the server and waits until it answers; `None` when it ends instead.
+fn launch(weed: &Path, dir: &Path) -> Option<(u16, Child)> {
     let port = free_port();
     let mut command = Command::new("setpriv");
     command
@@ -113,15 +119,14 @@ fn start() -> Option<Server> {
         .args(["-s3.port.lance=0", "-admin.ui=false", "-webdav=false"])
         .arg(format!("-dir={}", dir.join("data").display()))
         .arg(format!("-s3.port={port}"))
-        .arg(format!("-s3.config={}", config.display()))
+        .arg(format!("-s3.config={}", dir.join("s3.json").display()))
         .arg(format!("-bucket={BUCKET}"))
         // Where its log goes.
-        .env("TMPDIR", &dir);
-    // Each has another one 10,000 above.
+        .env("TMPDIR", dir);
     for name in ["master", "volume", "filer", "admin"] {
-        command.arg(format!("-{name}.port={}", free_port_with_another()));
+        command.arg(format!("-{name}.port={}", free_port()));
     }
-    std::fs::create_dir(dir.join("data")).unwrap();
+    std::fs::create_dir_all(dir.join("data")).unwrap();
     let log = std::fs::File::create(dir.join("log")).unwrap();
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     let (started, child) = std::sync::mpsc::channel();
@@ -132,13 +137,16 @@ fn start() -> Option<Server> {
             std::thread::park();
         }
     });
-    let server = Server { port, _child: child.recv().unwrap(), _sweeper: sweeper };
+    let mut child = child.recv().unwrap();
     let bucket = Bucket { endpoint: format!("http://127.0.0.1:{port}"), prefix: "ready".into() };
-    until("the S3 server is ready", || {
+    let is_ready = until("the S3 server is ready, or has ended", || {
+        if child.try_wait().unwrap().is_some() {
+            return Some(false);
+        }
         TcpStream::connect(("127.0.0.1", port)).ok()?;
-        bucket.remote().templates().ok()
+        bucket.remote().templates().ok().map(|_| true)
     });
-    Some(server)
+    is_ready.then_some((port, child))
 }
 
 fn weed() -> Option<PathBuf> {
@@ -149,14 +157,13 @@ fn weed() -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join("weed")).find(|weed| weed.is_file())
 }
 
+/// A free port, of which the one 10,000 above is free, too: the server uses both. None of them is one that the system gives
+/// to connections.
 fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
-}
-
-fn free_port_with_another() -> u16 {
+    let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
     loop {
-        let port = free_port() % 20_000 + 20_000;
-        let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        let any = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        let port = 10_000 + any % 12_000;
         if is_free(port) && is_free(port + 10_000) {
             return port;
         }
