@@ -1,6 +1,6 @@
 //! A real server behind a bad wire: the remote is as it was, or as it was to be, and so is the store.
 //!
-//! A sample has every fourth request, and [`proof`] says which others. Each fault befalls another one of them.
+//! A sample has every sixteenth request, and [`proof`] says which others. Each fault befalls another one of them.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ const SMALL: usize = 300_000;
 /// The faults and the requests of so many that they befall: some once, some from then on, which no retry helps against.
 fn injections(requests: usize) -> impl Iterator<Item = (Fault, When)> {
     FAULTS.into_iter().enumerate().flat_map(move |(number, fault)| {
-        let mine = move |at: &usize| proof::chosen(at + number, 4);
+        let mine = move |at: &usize| proof::chosen(at + number, 16);
         let once = (0..requests).filter(mine).map(When::Once);
         // To find out that nobody answers takes as long as one waits.
         let rarely = if fault == Fault::Silent { 4 } else { 2 };
